@@ -1,0 +1,60 @@
+# Every command sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint format types floors unit notebooks wheel clean help
+
+help:
+	@echo "make demo       train, evaluate and generate with what ships in the package"
+	@echo "make test       everything that CI runs"
+	@echo "make format     format and fix what can be fixed"
+	@echo "make unit       tests and doctests only"
+	@echo "make clean      remove the environment and all caches"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/clone-rl demo
+
+test: lint types floors unit notebooks wheel
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY)
+	$(BIN)/mypy
+
+floors: $(READY)
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py
+
+# The wheel alone, in an empty environment, with the core dependencies only: no torch.
+wheel: $(READY)
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m build -q --wheel --outdir build/wheel .
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt build/wheel/*.whl
+	cd build/wheel && env/bin/clone-rl --version
+	cd build/wheel && env/bin/python -c "import clone_rl.hw_emulator, sys; assert 'torch' not in sys.modules"
+	cd build/wheel && env/bin/python -c "import gymnasium as gym; env = gym.make('clone_rl:clone_rl/LayerControl-v0'); env.reset(seed=0); env.step(0)"
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,76 @@
+"""Errors written for people: what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CloneRLError(Exception):
+    """Base of every error that bad input can cause.
+
+    Args:
+        message: What is wrong, naming the offending value and, where there is one, the file.
+        hint: What the user can do about it; empty when there is nothing to add.
+
+    Attributes:
+        kind: Stable machine-readable name of the error class, as printed by ``--json``.
+    """
+
+    kind = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UnknownNameError(CloneRLError):
+    """A name that is not in the list of known ones; suggests the nearest."""
+
+    kind = "unknown_name"
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {what} {name!r}", hint)
+
+
+class BadFileError(CloneRLError):
+    """A file or folder that is missing, unreadable, malformed or of the wrong kind."""
+
+    kind = "bad_file"
+
+
+class BadValueError(CloneRLError):
+    """A value outside what its field, argument or space allows."""
+
+    kind = "bad_value"
+
+
+class PolicyFileError(BadFileError):
+    """A policy file that is truncated, altered, or made for another observation or action space."""
+
+    kind = "bad_policy"
+
+
+class RunExistsError(CloneRLError):
+    """A run folder that already holds something: nothing is overwritten silently."""
+
+    kind = "run_exists"
+
+
+class UnsupportedModelError(CloneRLError):
+    """A language model whose layers cannot be run one at a time, with the reason."""
+
+    kind = "unsupported_model"
+
+
+class MissingExtraError(CloneRLError):
+    """An optional dependency that the called feature needs and that is not installed."""
+
+    kind = "missing_extra"

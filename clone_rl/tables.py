@@ -1,0 +1,79 @@
+"""Typed TOML tables: data files that ship with the package or belong to the user, read strictly."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Collection
+from dataclasses import MISSING, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from clone_rl.errors import BadFileError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def shipped(package: str, folder: str) -> list[str]:
+    """Names of the TOML files in a folder of a package."""
+    entries = (resources.files(package) / folder).iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def load_toml(what: str, name: str, package: str, folder: str) -> dict[str, Any]:
+    """Parse a shipped file by name, or a user's file by a path that ends in ``.toml``.
+
+    Raises:
+        UnknownNameError: No shipped file has this name.
+        BadFileError: The file is missing or not TOML.
+    """
+    if not name.endswith(".toml"):
+        known = shipped(package, folder)
+        if name not in known:
+            raise UnknownNameError(what, name, known)
+        return tomllib.loads((resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadFileError(f"no such {what} file: {name}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadFileError(f"{name} is not a {what} file: {error}") from None
+
+
+def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str] = ()) -> T:
+    """Build a dataclass from a table: known keys only, declared types only, numbers finite and positive.
+
+    Args:
+        cls: A dataclass; fields of type int, float, bool and str are checked, others are passed on as they are.
+        table: What was parsed.
+        where: File and section, named in errors.
+        may_be_zero: Numeric fields that may be 0.
+
+    Raises:
+        BadFileError: The table breaks one of these rules.
+    """
+    if not isinstance(table, dict):
+        raise BadFileError(f"{where} is {table!r}, not a table")
+    hints = get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            raise BadFileError(f"{where}: {UnknownNameError('key', key, hints)}")
+    values: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in table:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise BadFileError(f"{where}: missing key {field.name!r}")
+            continue
+        value, kind = table[field.name], hints[field.name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind in (int, float, bool, str) and type(value) is not kind:
+            raise BadFileError(f"{where}: {field.name} is {value!r}", f"write a {kind.__name__}")
+        if kind in (int, float):
+            if not math.isfinite(value):
+                raise BadFileError(f"{where}: {field.name} is {value!r}", "write a finite number")
+            if value < 0 or (value == 0 and field.name not in may_be_zero):
+                raise BadFileError(f"{where}: {field.name} is {value!r}", "write a positive number")
+        values[field.name] = value
+    return cls(**values)
