@@ -1,0 +1,32 @@
+"""Counter-based random numbers: the same key always gives the same number, whatever was drawn before.
+
+Keyed by (seed, episode, stream, index), so that row i of a vector environment equals the single environment with seed + i
+bit for bit, and every controller meets the same requests and the same interference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+REQUEST, INTERFERENCE = 1, 2
+"""Streams."""
+
+
+@njit(cache=True)
+def _mix(x: np.uint64) -> np.uint64:
+    # Finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(cache=True)
+def uniform(seed: int, episode: int, stream: int, index: int) -> float:
+    """A number in [0, 1) with 53 random bits."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    x = _mix(np.uint64(seed) * golden + np.uint64(1))
+    x = _mix(x + np.uint64(episode) * golden)
+    x = _mix(x + np.uint64(stream) * golden)
+    x = _mix(x + np.uint64(index) * golden)
+    return float(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)

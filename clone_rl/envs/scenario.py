@@ -1,0 +1,147 @@
+"""A scenario: which chip, traces, service levels, interference and rules an episode is drawn from. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.hw_emulator.chip import load_chip
+from clone_rl.hw_emulator.switching import mechanism
+from clone_rl.tables import load_toml, read_table, shipped
+
+GRANULARITIES = ("request", "phase", "token", "layer")
+DEADLINES = ("carry-over", "per-token")
+
+
+@dataclass(frozen=True)
+class ServiceLevel:
+    """A class of requests: targets of the time to first token and per output token, in seconds."""
+
+    name: str
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Two-state Markov chain over time slots that stretches every latency by ``slowdown`` while it is busy.
+
+    It runs in wall-clock slots of its own, so every controller meets the same interference at the same time.
+    """
+
+    slowdown: float = 1.44
+    slot_s: float = 1e-3
+    mean_idle_s: float = 20e-3
+    mean_busy_s: float = 10e-3
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Reward weights per event, in units of the energy of one full-depth token at the top operating point."""
+
+    late: float = 2.0
+    disagree: float = 2.0
+    kl: float = 2.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that defines an episode besides the seed.
+
+    Attributes:
+        name: Shown in results.
+        chip: Name of a shipped chip, or a path to a chip file.
+        traces: Name of a shipped trace set, or a folder.
+        slo: Classes that requests are drawn from, uniformly.
+        slack_low, slack_high: Range of the factor on both targets, drawn per request.
+        interference: The co-runner.
+        weights: Of the reward.
+        switching: Switching mechanism; empty takes the chip's own.
+        deadline: ``carry-over`` (token i is due at TTFT + i TPOT from the request's start) or ``per-token``.
+        granularity: Where the operating point may change.
+        decision_delay: 0, or 1 for a decision that takes effect at the next boundary.
+        policy_macs: Multiply-accumulates charged for each decision.
+        probe: Whether the exit probe is read (and charged) at every boundary.
+    """
+
+    name: str
+    chip: str
+    traces: str
+    slo: tuple[ServiceLevel, ...]
+    slack_low: float = 1.0
+    slack_high: float = 2.0
+    interference: Interference = Interference()
+    weights: Weights = Weights()
+    switching: str = ""
+    deadline: str = "carry-over"
+    granularity: str = "layer"
+    decision_delay: int = 0
+    policy_macs: int = 0
+    probe: bool = True
+
+    def __post_init__(self) -> None:
+        load_chip(self.chip)
+        if self.switching:
+            mechanism(self.switching)
+        for what, value, known in (
+            ("deadline mode", self.deadline, DEADLINES),
+            ("granularity", self.granularity, GRANULARITIES),
+        ):
+            if value not in known:
+                raise UnknownNameError(what, value, known)
+        if self.decision_delay not in (0, 1):
+            raise BadValueError(f"decision_delay is {self.decision_delay}", "0 or 1")
+        if not self.slo:
+            raise BadValueError("the scenario has no [[slo]] class", "add one with name, ttft_s and tpot_s")
+        if not 0 < self.slack_low <= self.slack_high:
+            raise BadValueError(f"slack from {self.slack_low} to {self.slack_high}", "0 < slack_low <= slack_high")
+        if self.interference.slowdown < 1:
+            raise BadValueError(f"slowdown is {self.interference.slowdown}", "1 means none")
+
+
+def parse_scenario(table: dict[str, Any], source: str) -> Scenario:
+    """Build a scenario from a parsed TOML table.
+
+    Raises:
+        BadFileError: A key is unknown, missing or out of range.
+        UnknownNameError: Unknown chip, switching mechanism, deadline mode or granularity.
+    """
+    table = dict(table)
+    if "interference" in table:
+        table["interference"] = read_table(Interference, table["interference"], f"{source}: [interference]")
+    if "weights" in table:
+        table["weights"] = read_table(Weights, table["weights"], f"{source}: [weights]", {"late", "disagree", "kl"})
+    classes = table.get("slo", [])
+    if not isinstance(classes, list):
+        raise BadFileError(f"{source}: slo is not a list of tables", "write [[slo]]")
+    table["slo"] = tuple(read_table(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes))
+    return read_table(Scenario, table, source, {"decision_delay", "policy_macs"})
+
+
+def scenario_names() -> list[str]:
+    """Names of the shipped scenarios."""
+    return shipped("clone_rl.envs", "scenarios")
+
+
+@cache
+def _load(name: str) -> Scenario:
+    return parse_scenario(load_toml("scenario", name, "clone_rl.envs", "scenarios"), name)
+
+
+def load_scenario(name: str, **changes: Any) -> Scenario:
+    """A shipped scenario by name or a user's by path, with fields replaced.
+
+    Raises:
+        UnknownNameError: No shipped scenario has this name, or a change names an unknown field.
+        BadFileError: The file is missing or malformed.
+
+    >>> load_scenario("default", switching="pmic").switching
+    'pmic'
+    """
+    scenario = _load(name)
+    for key in changes:
+        if key not in Scenario.__dataclass_fields__:
+            raise UnknownNameError("scenario field", key, Scenario.__dataclass_fields__)
+    return replace(scenario, **changes)

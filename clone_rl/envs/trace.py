@@ -1,0 +1,210 @@
+"""Traces: what each exit of each token would have shown and emitted, recorded once and replayed without the model.
+
+A trace set is a folder of columns (one ``.npy`` each) and a ``card.json`` that says where they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+
+FORMAT = 1
+SIGNALS = ("agree", "kl")
+"""What the exit probe predicts at a boundary: probability of agreement with full depth, and KL(full || exit) in nats."""
+
+SPLITS = ("train", "validation", "test")
+
+_COLUMNS: dict[str, tuple[str, int]] = {
+    # name: (dtype in memory, dimensions)
+    "offset": ("<i8", 1),
+    "prompt_tokens": ("<i8", 1),
+    "split": ("<i8", 1),
+    "kind": ("<i8", 1),
+    "sampled": ("<i8", 1),
+    "signal": ("<f4", 3),
+    "agree": ("<f4", 2),
+    "kl": ("<f4", 2),
+    "dnll": ("<f4", 2),
+}
+_PER_TOKEN = ("signal", "agree", "kl", "dnll")
+
+
+@dataclass(frozen=True)
+class TraceSet:
+    """Documents (requests) of tokens; D documents, T tokens in all, L layers, exits after layers 1 to L - 1.
+
+    Attributes:
+        card: Provenance: ``layers``, ``kinds``, ``model``, ``model_sha256``, ``probe``, ``precision`` and so on.
+        offset: (D + 1,) first token of each document.
+        prompt_tokens: (D,) tokens of the prompt.
+        split: (D,) index into ``SPLITS``.
+        kind: (D,) index into ``card["kinds"]``.
+        sampled: (D,) 1 where the response is the model's own, 0 where the text was given (teacher-forced).
+        signal: (T, L - 1, 2) the probe's outputs after layer 1, 2, ...; see ``SIGNALS``.
+        agree: (T, L - 1) 1 where the exit's top token is full depth's.
+        kl: (T, L - 1) KL(full || exit), nats.
+        dnll: (T, L - 1) increase of the negative log-likelihood of the token in the text, nats.
+
+    Raises:
+        BadFileError: Columns do not fit together.
+    """
+
+    card: dict[str, Any]
+    offset: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    split: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    sampled: NDArray[np.int64]
+    signal: NDArray[np.float32]
+    agree: NDArray[np.float32]
+    kl: NDArray[np.float32]
+    dnll: NDArray[np.float32]
+    source: str = field(default="memory", compare=False)
+
+    def __post_init__(self) -> None:
+        documents, tokens, exits = len(self.offset) - 1, len(self.signal), int(self.card["layers"]) - 1
+        shapes = {
+            "offset": (documents + 1,),
+            **dict.fromkeys(("prompt_tokens", "split", "kind", "sampled"), (documents,)),
+            "signal": (tokens, exits, len(SIGNALS)),
+            **dict.fromkeys(("agree", "kl", "dnll"), (tokens, exits)),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise BadFileError(f"{self.source}: column {name!r} has shape {getattr(self, name).shape}, not {shape}")
+        lengths = np.diff(self.offset)
+        if documents < 1 or self.offset[0] != 0 or self.offset[-1] != tokens or (lengths < 1).any():
+            raise BadFileError(f"{self.source}: every document needs at least one token and offsets must ascend from 0")
+        if (self.prompt_tokens < 1).any():
+            raise BadFileError(f"{self.source}: a prompt has no tokens")
+        if not all(np.isfinite(getattr(self, name)).all() for name in _PER_TOKEN):
+            raise BadFileError(f"{self.source}: a value is not finite")
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers of the recorded model."""
+        return int(self.card["layers"])
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the request types."""
+        return list(self.card["kinds"])
+
+    def documents(self, split: str) -> NDArray[np.int64]:
+        """Indices of the documents of a split.
+
+        Raises:
+            UnknownNameError: Not one of ``SPLITS``.
+            BadValueError: The set has none.
+        """
+        if split not in SPLITS:
+            raise UnknownNameError("split", split, SPLITS)
+        found = np.flatnonzero(self.split == SPLITS.index(split))
+        if len(found) == 0:
+            raise BadValueError(f"{self.source} has no {split} documents", "record some with clone-rl record")
+        return found
+
+    def mean_tokens(self, split: str = "train") -> NDArray[np.float64]:
+        """Mean response length of each kind on a split: the length predictor of the observation."""
+        lengths, chosen = np.diff(self.offset), self.split == SPLITS.index(split)
+        overall = float(lengths[chosen].mean()) if chosen.any() else float(lengths.mean())
+        means = np.full(len(self.kinds), overall)
+        for index in range(len(means)):
+            if (rows := chosen & (self.kind == index)).any():
+                means[index] = lengths[rows].mean()
+        return means
+
+    def save(self, folder: Path) -> None:
+        """Write the set; the folder appears only when it is complete.
+
+        Raises:
+            BadFileError: ``folder`` exists.
+        """
+        if folder.exists():
+            raise BadFileError(f"{folder} exists", "choose another folder or remove it")
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        aside.mkdir(parents=True)
+        try:
+            for name in _COLUMNS:
+                column = getattr(self, name)
+                # float16 keeps what a probe, a probability and a difference of nats are good for, at half the size.
+                np.save(aside / f"{name}.npy", column.astype(np.float16) if name in _PER_TOKEN else column.astype(np.int32))
+            (aside / "card.json").write_text(json.dumps({"format": FORMAT, **self.card}, indent=2) + "\n", encoding="utf-8")
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def blank_trace(layers: int, prompt_tokens: int, tokens: int) -> TraceSet:
+    """One document to be filled in while a live model generates it.
+
+    Args:
+        layers: Decoder layers of the model.
+        prompt_tokens: Length of the prompt.
+        tokens: Most tokens that the response may have.
+    """
+    exits = layers - 1
+    one = np.zeros(1, np.int64)
+    return TraceSet(
+        card={"layers": layers, "kinds": ["live"]},
+        offset=np.array([0, tokens]),
+        prompt_tokens=np.array([prompt_tokens]),
+        split=one,
+        kind=one.copy(),
+        sampled=np.ones(1, np.int64),
+        signal=np.zeros((tokens, exits, len(SIGNALS)), np.float32),
+        agree=np.ones((tokens, exits), np.float32),
+        kl=np.zeros((tokens, exits), np.float32),
+        dnll=np.zeros((tokens, exits), np.float32),
+        source="live",
+    )
+
+
+def trace_names() -> list[str]:
+    """Names of the shipped trace sets."""
+    folder = resources.files("clone_rl.envs") / "traces"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
+
+
+def _read(folder: Path) -> TraceSet:
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        if card.get("format") != FORMAT:
+            raise BadFileError(f"{folder} has trace format {card.get('format')!r}, not {FORMAT}", "record it again")
+        columns: dict[str, Any] = {}
+        for name, (dtype, dimensions) in _COLUMNS.items():
+            column = np.load(folder / f"{name}.npy", allow_pickle=False)
+            if column.ndim != dimensions:
+                raise BadFileError(f"{folder}: column {name!r} has {column.ndim} dimensions, not {dimensions}")
+            columns[name] = np.ascontiguousarray(column.astype(dtype))
+        return TraceSet(card=card, source=str(folder), **columns)
+    except FileNotFoundError as error:
+        raise BadFileError(f"{folder} is not a trace set: no {Path(error.filename).name}", "record one with clone-rl record") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{folder} is not a trace set: {error}") from None
+
+
+@cache
+def load_traces(name: str) -> TraceSet:
+    """Load a shipped trace set by name, or any by the path of its folder (a path has a separator or exists).
+
+    Raises:
+        UnknownNameError: Neither a shipped set nor a folder.
+        BadFileError: The folder is not a complete trace set of this format.
+    """
+    if name in trace_names():
+        return _read(Path(str(resources.files("clone_rl.envs") / "traces" / name)))
+    if Path(name).is_dir():
+        return _read(Path(name))
+    raise UnknownNameError("trace set", name, trace_names())
