@@ -1,0 +1,1 @@
+"""Controllers: learned policies and the baselines that they are judged against."""

@@ -1,0 +1,164 @@
+"""Learned policies as files: weights (safetensors), a JSON card, a hash. Loading runs no code from the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.agents.controller import Actions, Observations
+from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A tanh multilayer perceptron whose logits are split into one choice per action component.
+
+    Attributes:
+        layers: (weight (out, in), bias (out,)) float32, from the observation to the logits.
+        heads: Choices of each action component; they add up to the logits.
+        card: Where it comes from: ``env_id``, ``scenario``, ``chip``, ``command``, ``metrics`` and so on.
+        name: Shown in results.
+
+    Raises:
+        PolicyFileError: Shapes do not fit together.
+    """
+
+    layers: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+    heads: tuple[int, ...]
+    card: dict[str, Any] = field(default_factory=dict)
+    name: str = "policy"
+    probes: bool = True
+
+    def __post_init__(self) -> None:
+        width = len(OBSERVATION)
+        for weight, bias in self.layers:
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != (weight.shape[0],):
+                raise PolicyFileError(f"policy layer of shape {weight.shape} does not follow one of width {width}")
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise PolicyFileError("a policy weight is not finite", "the training diverged; train again")
+            width = weight.shape[0]
+        if not self.layers or width != sum(self.heads):
+            raise PolicyFileError(f"{width} logits for action components {self.heads}")
+
+    @property
+    def kind(self) -> str:
+        """``layer`` or ``token`` control."""
+        return "layer" if len(self.heads) == 1 else "token"
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one decision."""
+        return sum(weight.size for weight, _ in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return sum(weight.size + bias.size for weight, bias in self.layers)
+
+    def logits(self, observations: Observations) -> NDArray[np.float32]:
+        """(N, sum of heads) logits of observations (N, 16)."""
+        x = np.asarray(observations, np.float32)
+        for index, (weight, bias) in enumerate(self.layers):
+            x = x @ weight.T + bias
+            if index < len(self.layers) - 1:
+                x = np.tanh(x)
+        return x
+
+    def act(self, observations: Observations) -> Actions:
+        """The most probable choice of every component, (N, heads)."""
+        split = np.split(self.logits(observations), np.cumsum(self.heads)[:-1], axis=1)
+        return np.stack([part.argmax(1) for part in split], 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Its size and the hash of its weights."""
+        return {"parameters": self.parameters, "sha256": self.card.get("sha256", "")}
+
+    def save(self, path: Path) -> None:
+        """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for index, (weight, bias) in enumerate(self.layers):
+            tensors |= {f"{index}.weight": np.ascontiguousarray(weight), f"{index}.bias": np.ascontiguousarray(bias)}
+        data = save(tensors)
+        card = {
+            **self.card,
+            "format": FORMAT,
+            "observation": list(OBSERVATION),
+            "heads": list(self.heads),
+            "parameters": self.parameters,
+            "probes": self.probes,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        for target, content in ((path, data), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
+            aside = target.with_name(f".{target.name}.{os.getpid()}")
+            aside.write_bytes(content)
+            aside.replace(target)
+
+
+def policy_names() -> list[str]:
+    """Names of the shipped policies."""
+    folder = resources.files("clone_rl.agents") / "policies"
+    return sorted(e.name.removesuffix(".safetensors") for e in folder.iterdir() if e.name.endswith(".safetensors"))
+
+
+def is_policy_path(name: str) -> bool:
+    """Whether a controller's name means a file or folder rather than something shipped."""
+    return name.endswith((".safetensors", ".json")) or os.sep in name or Path(name).is_dir()
+
+
+def _locate(name: str) -> Path:
+    if not is_policy_path(name):
+        if name not in policy_names():
+            raise UnknownNameError("policy", name, policy_names())
+        return Path(str(resources.files("clone_rl.agents") / "policies" / f"{name}.safetensors"))
+    path = Path(name)
+    return path / "policy.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
+
+
+def load_policy(name: str) -> Policy:
+    """Load a shipped policy by name, or any by path: a run folder, its ``policy.safetensors`` or its card.
+
+    Raises:
+        UnknownNameError: No shipped policy has this name.
+        PolicyFileError: Missing, truncated, altered, or made for other observations.
+        MissingExtraError: safetensors is not installed.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+    except ImportError:
+        raise MissingExtraError("policy files need safetensors", "pip install 'clone-rl[train]'") from None
+    path = _locate(name)
+    try:
+        data = path.read_bytes()
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PolicyFileError(f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it") from None
+    except (OSError, ValueError) as error:
+        raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card: {error}") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card of format {FORMAT}")
+    if hashlib.sha256(data).hexdigest() != card.get("sha256"):
+        raise PolicyFileError(f"{path} does not match the hash in its card", "the file is truncated or altered; get it again")
+    if card.get("observation") != list(OBSERVATION):
+        raise PolicyFileError(f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again")
+    try:
+        tensors = load(data)
+        layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2))
+        heads = tuple(int(h) for h in card["heads"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise PolicyFileError(f"{path} is not a policy: {error}") from None
+    label = name if not is_policy_path(name) else card.get("name", path.stem)
+    return Policy(layers, heads, card, str(label), bool(card.get("probes", True)))

@@ -1,0 +1,53 @@
+"""Run a controller over whole requests, paired: request i is the same for every controller of the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.agents.controller import Controller
+from clone_rl.envs.control import Control
+from clone_rl.envs.rows import Rows
+from clone_rl.envs.world import build_emulator, build_world, figures
+from clone_rl.errors import BadValueError
+
+
+def charged_for(control: Control, controller: Controller, split: str) -> Control:
+    """The same scenario with this controller's own overheads and action space, on a split."""
+    scenario = replace(control.scenario, policy_macs=controller.macs, probe=controller.probes)
+    emulator = build_emulator(scenario, control.emulator.model)
+    world = build_world(scenario, control.traces, split, emulator)
+    return replace(control, kind=controller.kind, scenario=scenario, emulator=emulator, world=world)
+
+
+def run_requests(
+    control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
+) -> dict[str, NDArray[Any]]:
+    """Figures of each request, in the order of ``documents``.
+
+    Args:
+        control: The scenario; the controller's own overheads replace the scenario's.
+        controller: Who decides.
+        split: Which split the documents belong to.
+        documents: (R,) documents of the trace set; each is one request with its own service level and interference.
+        seed: Key of the draws; request i has seed + i.
+
+    Returns:
+        See ``clone_rl.envs.world.figures``.
+
+    Raises:
+        BadValueError: The controller's actions do not fit the chip.
+    """
+    own = charged_for(control, controller, split)
+    rows = Rows(own.world, len(documents), len(own.heads))
+    observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
+    longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
+    for _ in range(longest):
+        out = rows.step(own.check(controller.act(observation), len(documents)))
+        observation = out.observation
+        if out.terminated.all():
+            return figures(rows.state)
+    raise BadValueError(f"controller {controller.name!r} did not finish", "every step must run a layer or exit")

@@ -1,0 +1,99 @@
+"""The native vector environment as Stable-Baselines3 wants it: thin, without copies of what nobody reads."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+
+from clone_rl.errors import BadValueError
+
+_NOTHING: dict[str, Any] = {}
+
+
+class Sb3VecEnv(VecEnv):
+    """Adapter from a Gymnasium ``VectorEnv`` with same-step autoreset.
+
+    Fills ``info["episode"]`` itself and answers for a Monitor, so no wrapper is needed on top; the figures of a finished
+    request are in ``info["figures"]``.
+
+    Args:
+        env: The native environment.
+        reward_scale: Factor on rewards, which keeps the value function's targets near 1.
+
+    Raises:
+        BadValueError: The environment resets in another way.
+    """
+
+    def __init__(self, env: Any, reward_scale: float = 1.0) -> None:
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            raise BadValueError(f"autoreset mode {env.metadata.get('autoreset_mode')}", "SB3 needs AutoresetMode.SAME_STEP")
+        self.env, self.reward_scale = env, reward_scale
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._began = time.time()
+        self._actions: Any = None
+
+    def reset(self) -> NDArray[np.float32]:
+        """Observations of new episodes."""
+        observation, _ = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        return np.asarray(observation)
+
+    def step_async(self, actions: Any) -> None:
+        """Keep the actions for ``step_wait``."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """Step; only finished rows get an info of their own."""
+        observation, reward, terminated, truncated, info = self.env.step(self._actions)
+        done = terminated | truncated
+        self._returns += reward
+        self._lengths += 1
+        infos = [_NOTHING] * self.num_envs
+        if done.any():
+            figures = info["final_info"]["figures"]
+            for i in np.flatnonzero(done):
+                infos[i] = {
+                    "terminal_observation": info["final_obs"][i],
+                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                    "episode": {
+                        "r": float(self._returns[i]),
+                        "l": int(self._lengths[i]),
+                        "t": round(time.time() - self._began, 6),
+                    },
+                    "figures": {name: values[i].item() for name, values in figures.items()},
+                }
+            self._returns[done] = 0
+            self._lengths[done] = 0
+        return observation, (reward * self.reward_scale).astype(np.float32), done, infos
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same attribute of the one environment for every row."""
+        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:  # noqa: ARG002
+        """Set an attribute of the environment."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a batched method once and hand out its rows (``action_masks`` for MaskablePPO)."""
+        rows = getattr(self.env, method_name)(*args, **kwargs)
+        return [rows[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """Episode statistics are supplied, as by a Monitor."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]

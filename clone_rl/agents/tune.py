@@ -1,0 +1,70 @@
+"""Tune the pacing baseline on the training split: exit bars from the traces, pacing by simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from clone_rl.agents.baselines import Pace
+from clone_rl.agents.limits import Limits
+from clone_rl.agents.rollout import run_requests
+from clone_rl.envs.control import Control
+from clone_rl.envs.trace import TraceSet
+
+_AGREE_BARS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 2.0)
+_KL_BARS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 2.0)
+
+
+def exit_bars(traces: TraceSet, split: str, limits: Limits) -> tuple[float, float]:
+    """Bars on agreement and KL with the least mean depth whose quality stays within the limits.
+
+    The limits are held by the mean plus one standard error over documents, so that they hold beyond the split as well.
+
+    Returns:
+        ``(agree_bar, kl_bar)``; (2, 0) means never to exit.
+    """
+    documents = traces.documents(split)
+    # The first token of a response comes from prefill, at full depth.
+    tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in documents])
+    owner = np.repeat(np.arange(len(documents)), np.diff(traces.offset)[documents] - 1)
+    emitted = np.diff(traces.offset)[documents].astype(float)
+    agree, kl = traces.signal[tokens, :, 0], traces.signal[tokens, :, 1]
+    best, bars = float(traces.layers), (2.0, 0.0)
+
+    def upper(per_token: np.ndarray) -> float:
+        sums = np.bincount(owner, per_token, len(documents))
+        mean = sums.sum() / emitted.sum()
+        spread = (sums - mean * emitted).std(ddof=1) / emitted.mean() if len(documents) > 1 else 0.0
+        return float(mean + spread / np.sqrt(len(documents)))
+
+    for agree_bar in _AGREE_BARS:
+        for kl_bar in _KL_BARS:
+            sure = (agree >= agree_bar) & (np.minimum(kl, 1) <= kl_bar)
+            exits = sure.any(1)
+            at = np.where(exits, sure.argmax(1), 0)
+            row = np.arange(len(tokens))
+            depth = float(np.where(exits, at + 1, traces.layers).mean())
+            wrong = np.where(exits, 1 - traces.agree[tokens][row, at], 0.0)
+            worse = np.where(exits, traces.dnll[tokens][row, at], 0.0)
+            if depth < best and upper(wrong) <= limits.disagree and upper(worse) <= limits.dnll:
+                best, bars = depth, (agree_bar, kl_bar)
+    return bars
+
+
+def tune_pace(control: Control, limits: Limits, seed: int = 0) -> Pace:
+    """The pacing baseline with the least energy within the limits on the training split.
+
+    Where no setting holds the miss rate, the one with the fewest misses.
+    """
+    agree_bar, kl_bar = exit_bars(control.traces, "train", limits)
+    documents = control.traces.documents("train")
+    base = Pace(len(control.world.points), agree_bar, kl_bar)
+    scored = []
+    for boost in range(3):
+        for floor in range(len(control.world.points) - 2):
+            pace = replace(base, boost=boost, floor=floor)
+            result = run_requests(control, pace, "train", documents, seed)
+            miss = result["late"].sum() / result["tokens"].sum()
+            scored.append((max(0.0, miss - limits.miss), result["energy_j"].sum(), pace))
+    return min(scored, key=lambda entry: entry[:2])[2]
