@@ -1,0 +1,43 @@
+"""Where an operating point goes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from clone_rl.errors import BadValueError
+
+
+class Actuator(Protocol):
+    """Something that can be set to an operating point."""
+
+    def set(self, operating_point: int) -> None:
+        """Make the chip run at this point, 0 the lowest."""
+        ...
+
+
+class EmulatedActuator:
+    """Keeps the operating point of an emulated chip.
+
+    Args:
+        points: Operating points of the chip.
+
+    Attributes:
+        operating_point: The current one; the top one at first.
+        changes: How often it changed.
+    """
+
+    def __init__(self, points: int) -> None:
+        self.points = points
+        self.operating_point = points - 1
+        self.changes = 0
+
+    def set(self, operating_point: int) -> None:
+        """Change the point.
+
+        Raises:
+            BadValueError: The chip has no such point.
+        """
+        if not 0 <= operating_point < self.points:
+            raise BadValueError(f"operating point {operating_point}", f"0 to {self.points - 1}")
+        self.changes += operating_point != self.operating_point
+        self.operating_point = operating_point
