@@ -1,0 +1,1 @@
+"""Language models under control: the embedded one, stepping layer by layer, exit probes, traces, live generation."""
