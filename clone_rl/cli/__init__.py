@@ -1,0 +1,1 @@
+"""The command line: ``clone-rl demo | train | evaluate | generate | record | pretrain``."""

@@ -1,0 +1,227 @@
+"""What each command does. Heavy packages are imported inside, so that ``--help`` and errors are quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from clone_rl.agents.limits import Limits
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError
+
+
+class TrainingStoppedError(CloneRLError):
+    """Stopped by the user, with what is left and how to go on."""
+
+    kind = "interrupted"
+
+
+def _control(options: argparse.Namespace, split: str = "train") -> Any:
+    from clone_rl.envs.control import load_control
+
+    changes: dict[str, Any] = {name: value for name in ("chip", "traces") if (value := getattr(options, name, ""))}
+    return load_control("layer", options.scenario, split, **changes)
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    return Limits(options.max_miss, options.max_disagree, options.max_dnll)
+
+
+def run_training(folder: Path, config: Any, resume: bool) -> Any:
+    """Train in a run folder; leaves ``policy.safetensors`` and its card there.
+
+    Raises:
+        TrainingStoppedError: Ctrl-C; the last checkpoint is kept.
+    """
+    from clone_rl.agents.ppo import Training
+    from clone_rl.cli.run_folder import command_line
+
+    training = None
+    try:
+        training = Training(config, folder, resume)
+        if not resume:
+            print("warm start: tuning and cloning the pacing heuristic", file=sys.stderr)
+            training.start()
+            training.save_checkpoint()
+        training.learn()
+    except KeyboardInterrupt:
+        if (folder / "checkpoint.pt").exists():
+            raise TrainingStoppedError(
+                f"training stopped; the last checkpoint is in {folder}", f"continue with: clone-rl train --resume {folder}"
+            ) from None
+        raise TrainingStoppedError(
+            "training stopped before its first checkpoint", f"remove {folder} and start again"
+        ) from None
+    policy = replace(training.best(), name=folder.name)
+    policy.card["name"] = folder.name
+    policy.card["command"] = command_line()
+    policy.card["warm_start"] = training.warm_start
+    policy.save(folder / "policy.safetensors")
+    return policy
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """``clone-rl train``."""
+    from clone_rl.agents.ppo import TrainConfig
+    from clone_rl.cli.controllers import make_controller
+    from clone_rl.cli.options import from_options
+    from clone_rl.cli.run_folder import create_run, free_name, read_config, write_json
+    from clone_rl.envs.control import load_control
+    from clone_rl.evaluation.protocol import evaluate
+    from clone_rl.evaluation.report import table, write_rows
+
+    if options.resume:
+        folder = Path(options.resume)
+        stored = read_config(folder)
+        try:
+            config = TrainConfig(**stored["train"])
+        except (KeyError, TypeError):
+            raise BadFileError(f"{folder / 'config.json'} is not of a training run") from None
+    else:
+        config = from_options(TrainConfig, options)
+        load_control("layer", config.scenario, **config.changes)
+        parent = Path(options.runs)
+        folder = parent / options.name if options.name else free_name(parent, "train")
+        create_run(folder, {"train": asdict(config)})
+    policy = run_training(folder, config, bool(options.resume))
+    control = load_control("layer", config.scenario, "validation", **config.changes)
+    controllers = [make_controller(name, control, config.limits) for name in ("performance", "pace")]
+    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=config.limits)
+    write_json(folder / "results.json", evaluation.as_json())
+    write_rows(folder / "rows.csv", evaluation.requests)
+    print(table(evaluation.summary), f"\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
+    return {"run_dir": str(folder), "decisions": policy.card["decisions"], **evaluation.as_json()}
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """``clone-rl evaluate``."""
+    from clone_rl.cli.controllers import make_controller
+    from clone_rl.evaluation.protocol import evaluate as run
+    from clone_rl.evaluation.report import table, write_rows
+
+    control, limits = _control(options, options.split), _limits(options)
+    if options.out and Path(options.out).exists():
+        raise BadFileError(f"{options.out} exists", "choose another file")
+    controllers = [make_controller(name, control, limits) for name in options.controllers]
+    result = run(control, controllers, options.split, options.seed, options.repeats, limits)
+    if options.out:
+        write_rows(Path(options.out), result.requests)
+    if not options.json:
+        print(table(result.summary))
+    return result.as_json()
+
+
+def record(options: argparse.Namespace) -> dict[str, Any]:
+    """``clone-rl record``."""
+    from clone_rl.cli.prompt_file import read_prompts
+    from clone_rl.llm.model import load_model
+    from clone_rl.llm.prompts import SPLITS, make_prompts
+    from clone_rl.llm.record import record as run
+
+    out = Path(options.out)
+    if out.exists():
+        raise BadFileError(f"{out} exists", "choose another folder or remove it")
+    if options.prompt_file:
+        chosen = [(options.split, prompt) for prompt in read_prompts(Path(options.prompt_file))]
+    else:
+        counts = {split: getattr(options, split) for split in SPLITS}
+        chosen = [(split, p) for split, n in counts.items() if n for p in make_prompts(split, n)]
+    traces = run(load_model(options.model), chosen, options.max_new_tokens)
+    traces.save(out)
+    tokens = int(traces.offset[-1])
+    agreement = [round(float(a), 4) for a in traces.agree.mean(0)]
+    if not options.json:
+        print(f"{len(chosen)} requests, {tokens} tokens in {out}\nagreement with full depth by exit: {agreement}")
+    return {"out": str(out), "requests": len(chosen), "tokens": tokens, "agreement": agreement, "card": traces.card}
+
+
+def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tuple[Any, Any]:
+    """A model in a scenario with a controller in its loop: ``(session, runtime controller)``."""
+    from clone_rl.cli.controllers import make_controller
+    from clone_rl.llm.live import LiveSession
+    from clone_rl.llm.model import load_model
+    from clone_rl.runtime import RuntimeController
+
+    control = _control(options)
+    controller = make_controller(name, control, limits)
+    runtime = RuntimeController(controller, len(control.world.points))
+    scenario = replace(control.scenario, policy_macs=controller.macs, probe=controller.probes)
+    return LiveSession(load_model(options.model), scenario), runtime
+
+
+def generation_lines(summary: dict[str, Any]) -> str:
+    """The figures of one generation for people."""
+    return (
+        f"{summary['energy_per_token_j'] * 1e6:.2f} uJ/token, {summary['avg_power_w'] * 1e3:.2f} mW, "
+        f"TTFT {summary['ttft_s'] * 1e3:.1f} ms, TPOT {summary['tpot_s'] * 1e3:.3f} ms, "
+        f"{summary['deadline_misses']} of {summary['tokens']} tokens late, mean depth {summary['mean_depth']:.2f}, "
+        f"agreement with full depth {summary['agreement']:.1%} ({summary['slo']})"
+    )
+
+
+def draw(path: Path, generation: Any, session: Any) -> None:
+    """The picture of one response."""
+    import numpy as np
+
+    from clone_rl.evaluation.figure import draw_response
+
+    summary = generation.summary()
+    draw_response(
+        path,
+        generation.points,
+        session.emulator.points["voltage_v"],
+        np.array(generation.emitted_s),
+        np.array(generation.due_s),
+        f"{session.emulator.chip.name}, service level {generation.slo}: {summary['energy_per_token_j'] * 1e6:.2f} uJ/token, "
+        f"mean depth {summary['mean_depth']:.2f}, {summary['deadline_misses']} late",
+    )
+
+
+def generate(options: argparse.Namespace) -> dict[str, Any]:
+    """``clone-rl generate``."""
+    from clone_rl.cli.prompt_file import read_prompts
+    from clone_rl.llm.sampling import Sampling
+
+    if options.picture and Path(options.picture).exists():
+        raise BadFileError(f"{options.picture} exists", "choose another file")
+    sampling = Sampling(options.temperature, options.top_k)
+    texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file else [options.prompt]
+    session, runtime = live_session(options, options.controller, Limits())
+    for text in texts:
+        session.lm.encode_prompt(text)
+    results = []
+    for number, text in enumerate(texts):
+        runtime.begin(text)
+        answer = session.generate(text, runtime, options.max_new_tokens, sampling, options.seed + number)
+        results.append({"prompt": text, **answer.summary(), "controller": options.controller})
+        if not options.json:
+            print(f"{text}{answer.text}\n  [{generation_lines(results[-1])}]")
+        if options.picture and number == 0:
+            draw(Path(options.picture), answer, session)
+    session.close()
+    return {"generations": results}
+
+
+def pretrain(options: argparse.Namespace) -> dict[str, Any]:
+    """``clone-rl pretrain``."""
+    from clone_rl.cli.options import from_options
+    from clone_rl.cli.run_folder import command_line
+    from clone_rl.llm.pretrain import Recipe
+    from clone_rl.llm.pretrain import pretrain as run
+    from clone_rl.llm.release import release
+
+    out, work = Path(options.out), Path(f"{options.out}.training")
+    if out.exists():
+        raise BadFileError(f"{out} exists", "choose another folder or remove it")
+    recipe = from_options(Recipe, options)
+    if recipe.minutes <= 0:
+        raise BadValueError(f"minutes is {recipe.minutes}", "more than 0")
+    try:
+        run(Path(options.text), work, recipe, options.resume)
+    except KeyboardInterrupt:
+        raise TrainingStoppedError(
+            f"training stopped; checkpoints are in {work}", "repeat the command with --resume"
+        ) from None
+    return release(work, Path(options.text), out, command_line())

@@ -1,0 +1,75 @@
+"""``clone-rl demo``: the three jobs in one go, on what ships in the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clone_rl.cli import commands
+from clone_rl.cli.run_folder import create_run, free_name, write_json
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def demo(options: argparse.Namespace) -> dict[str, Any]:
+    """Load the model and traces, train, evaluate on held-out prompts, generate live, and leave a run folder."""
+    from tqdm import tqdm
+
+    from clone_rl.agents.policy import load_policy
+    from clone_rl.agents.ppo import TrainConfig
+    from clone_rl.cli.controllers import make_controller
+    from clone_rl.envs.control import load_control
+    from clone_rl.evaluation.protocol import evaluate
+    from clone_rl.evaluation.report import table, write_rows
+    from clone_rl.llm.model import load_model
+
+    config = TrainConfig(steps=options.steps, seed=options.seed)
+    parent = Path(options.runs)
+    folder = parent / options.name if options.name else free_name(parent, "demo")
+    lm = load_model()
+    lm.encode_prompt(options.prompt)
+    create_run(folder, {"train": asdict(config), "prompt": options.prompt, "max_new_tokens": options.max_new_tokens})
+    _say(f"1. model: {lm.card['parameters'] / 1e6:.1f} M parameters, {lm.shape.layers} layers, {lm.card['weights']}")
+
+    control = load_control("layer", config.scenario, "test")
+    traces = control.traces
+    counts = ", ".join(f"{len(traces.documents(split))} {split}" for split in ("train", "validation", "test"))
+    _say(f"2. traces: the shipped set, recorded from this model ({counts} requests; {int(traces.offset[-1])} tokens)")
+    if traces.card["model_sha256"] != lm.sha256:
+        _say("   note: they were recorded from another version of the model")
+
+    _say(f"3. train: {config.steps:,} layer decisions on {control.scenario.chip}")
+    policy = commands.run_training(folder, config, resume=False)
+
+    _say("4. evaluate: held-out prompts, the same requests for every controller")
+    shipped = load_policy("default")
+    controllers = [make_controller(name, control, config.limits) for name in ("performance", "pace")]
+    bar = lambda items: tqdm(items, desc="evaluate", unit="controller", file=sys.stderr)  # noqa: E731
+    evaluation = evaluate(
+        control, [*controllers, shipped, policy], "test", options.seed, repeats=4, limits=config.limits, progress=bar
+    )
+    write_json(folder / "results.json", evaluation.as_json())
+    write_rows(folder / "rows.csv", evaluation.requests)
+
+    _say("5. generate: the trained policy chooses V/f and exit at every layer")
+    options.scenario, options.model = config.scenario, "default"
+    session, runtime = commands.live_session(options, str(folder), config.limits)
+    runtime.begin(options.prompt)
+    with tqdm(total=options.max_new_tokens, desc="generate", unit="token", file=sys.stderr) as progress:
+        answer = session.generate(
+            options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=lambda _: progress.update()
+        )
+    summary = answer.summary()
+    commands.draw(folder / "response.png", answer, session)
+    session.close()
+    write_json(folder / "generation.json", {"prompt": options.prompt, **summary})
+    if not options.json:
+        print(f"\n{options.prompt}{answer.text}\n  [{commands.generation_lines(summary)}]\n")
+        print(table(evaluation.summary))
+        print(f"\nrun folder: {folder}")
+    return {"run_dir": str(folder), "controllers": evaluation.summary, "generation": summary}

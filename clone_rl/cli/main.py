@@ -1,0 +1,183 @@
+"""The ``clone-rl`` command: parsing, and turning every error into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from clone_rl.errors import BadValueError, CloneRLError, MissingExtraError
+from clone_rl.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that bad usage is reported like any other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadValueError(message, f"see {self.prog} --help")
+
+
+def _add_scenario(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scenario", default="default", help="shipped scenario or TOML file (default: 'default')")
+    parser.add_argument("--chip", default="", help="shipped chip or TOML file (default: the scenario's)")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-miss", type=float, default=0.01, help="highest share of late tokens (default: 0.01)")
+    parser.add_argument(
+        "--max-disagree", type=float, default=0.02, help="highest share of tokens that differ from full depth (default: 0.02)"
+    )
+    parser.add_argument("--max-dnll", type=float, default=0.02, help="highest increase of NLL, nats per token (default: 0.02)")
+
+
+def _build() -> argparse.ArgumentParser:
+    from clone_rl.cli.options import add_fields
+
+    parser = _Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
+    parser.add_argument("--version", action="version", version=f"clone-rl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+        return sub
+
+    demo = command("demo", "Train, evaluate and generate with what ships in the package; about three minutes.")
+    demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    demo.add_argument(
+        "--prompt", default="Once upon a time there was a little girl who", help="text to continue (default: %(default)r)"
+    )
+    demo.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
+    demo.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
+    demo.add_argument(
+        "--name", default="", help="name of the run folder; must be new (default: the first free demo, demo-2, ...)"
+    )
+
+    train = command("train", "Train a controller and evaluate it on the validation split.")
+    if _wants(train, "train"):
+        from clone_rl.agents.ppo import TrainConfig
+
+        add_fields(train, TrainConfig)
+    train.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
+    train.add_argument("--name", default="", help="name of the run folder; must be new (default: train, train-2, ...)")
+    train.add_argument(
+        "--resume", default="", metavar="RUN", help="continue the run of this folder, with its own configuration"
+    )
+
+    evaluate = command("evaluate", "Compare controllers on the same requests.")
+    evaluate.add_argument(
+        "controllers", nargs="+", metavar="CONTROLLER", help="performance, powersave, pace, a shipped policy, or a policy file"
+    )
+    _add_scenario(evaluate)
+    evaluate.add_argument("--traces", default="", help="shipped trace set or folder (default: the scenario's)")
+    evaluate.add_argument("--split", default="test", help="train, validation or test (default: 'test')")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of service levels and interference (default: 0)")
+    evaluate.add_argument("--repeats", type=int, default=1, help="draws of them for each document (default: 1)")
+    evaluate.add_argument("--out", default="", help="CSV file for one row per controller and request (default: none)")
+    _add_limits(evaluate)
+
+    generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.")
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", default="", help="text to continue")
+    source.add_argument("--prompt-file", default="", help="one prompt a line, or JSON lines with a 'prompt' field")
+    generate.add_argument(
+        "--controller",
+        default="default",
+        help="performance, powersave, pace, a shipped policy, or a policy file (default: 'default')",
+    )
+    generate.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
+    _add_scenario(generate)
+    generate.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
+    generate.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from (default: 40)")
+    generate.add_argument("--seed", type=int, default=0, help="of sampling, service level and interference (default: 0)")
+    generate.add_argument(
+        "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
+    )
+
+    record = command("record", "Record traces of a model: what each exit of each token shows and would emit.")
+    record.add_argument("--out", required=True, help="folder to create")
+    record.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
+    record.add_argument(
+        "--prompt-file", default="", help="record these prompts instead of the shipped ones (JSONL may give 'answer')"
+    )
+    record.add_argument("--split", default="test", help="split that the prompts of --prompt-file belong to (default: 'test')")
+    for split, count in (("train", 100), ("validation", 25), ("test", 50)):
+        record.add_argument(
+            f"--{split}", type=int, default=count, help=f"shipped {split} prompts of each kind (default: {count})"
+        )
+    record.add_argument("--max-new-tokens", type=int, default=80, help="longest sampled response, tokens (default: 80)")
+
+    pretrain = command("pretrain", "Train a small early-exit language model on a folder of text.")
+    pretrain.add_argument("--text", required=True, help="folder with .txt, .md and question/answer .jsonl files")
+    pretrain.add_argument("--out", required=True, help="model folder to create; training state goes to OUT.training")
+    pretrain.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    if _wants(pretrain, "pretrain"):
+        from clone_rl.llm.pretrain import Recipe
+
+        add_fields(pretrain, Recipe)
+    return parser
+
+
+def _wants(_: argparse.ArgumentParser, command: str) -> bool:
+    """Whether this command was asked for: only then are its options worth importing torch."""
+    return next((a for a in sys.argv[1:] if not a.startswith("-")), "") == command
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.command == "demo":
+        from clone_rl.cli.demo import demo
+
+        return demo(options)
+    from clone_rl.cli import commands
+
+    jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "train": commands.train,
+        "evaluate": commands.evaluate,
+        "generate": commands.generate,
+        "record": commands.record,
+        "pretrain": commands.pretrain,
+    }
+    return jobs[options.command](options)
+
+
+def _report(error: CloneRLError, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}), file=sys.stderr)
+    else:
+        print(f"clone-rl: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    if arguments is not None:
+        sys.argv[1:] = list(arguments)
+    as_json = "--json" in sys.argv[1:]
+    if "pretrain" not in sys.argv[1:2]:
+        # Networks and models this small lose more to synchronising threads than a second core gives them.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        options = _build().parse_args()
+        result = _run(options)
+    except CloneRLError as error:
+        _report(error, as_json)
+        return 130 if error.kind == "interrupted" else 2
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("clone_rl"):
+            raise
+        _report(MissingExtraError(f"this needs {error.name}", "pip install 'clone-rl[all]'"), as_json)
+        return 2
+    except KeyboardInterrupt:
+        print("clone-rl: interrupted", file=sys.stderr)
+        return 130
+    if as_json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

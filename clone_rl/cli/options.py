@@ -1,0 +1,34 @@
+"""Command-line options from dataclasses: the field docs are the help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """Text of each field in the ``Attributes`` section of a class docstring."""
+    section = (cls.__doc__ or "").partition("Attributes:")[2]
+    found = re.findall(r"^\s+(\w+): (.+(?:\n {12,}.+)*)", section, re.M)
+    return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in found}
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
+    """One ``--option`` for every field, with its doc, type and default."""
+    docs, hints = field_docs(cls), get_type_hints(cls)
+    for field in fields(cls):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=hints[field.name],
+            default=field.default,
+            help=f"{docs[field.name]} (default: {field.default!r})".replace("%", "%%"),
+        )
+
+
+def from_options(cls: type[T], options: argparse.Namespace) -> T:
+    """The dataclass that the parsed options describe."""
+    return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""Run folders: the resolved configuration, the exact command, and everything that a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clone_rl.errors import BadFileError, RunExistsError
+from clone_rl.version import __version__
+
+
+def command_line() -> str:
+    """What the user typed, quoted so that it can be typed again."""
+    return shlex.join(["clone-rl", *sys.argv[1:]])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON; the file appears complete or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def create_run(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Make a new run folder with ``config.json`` and ``command.txt``.
+
+    Raises:
+        RunExistsError: It is there already.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise RunExistsError(f"run folder {folder} exists", "choose another --name, or --resume it") from None
+    except OSError as error:
+        raise BadFileError(f"cannot create {folder}: {error}") from None
+    write_json(folder / "config.json", {"version": __version__, **config})
+    (folder / "command.txt").write_text(command_line() + "\n", encoding="utf-8")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an earlier run.
+
+    Raises:
+        BadFileError: Not a run folder.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadFileError(f"{folder} is not a run folder: no config.json") from None
+    except ValueError as error:
+        raise BadFileError(f"{folder / 'config.json'} is not JSON: {error}") from None
+    return config
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """First of ``stem``, ``stem-2``, ``stem-3``... that does not exist under ``parent``."""
+    candidate, number = parent / stem, 2
+    while candidate.exists():
+        candidate, number = parent / f"{stem}-{number}", number + 1
+    return candidate
