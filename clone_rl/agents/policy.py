@@ -48,7 +48,7 @@ class Policy:
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
                 raise PolicyFileError("a policy weight is not finite", "the training diverged; train again")
             width = weight.shape[0]
-        if not self.layers or width != sum(self.heads):
+        if not self.layers or width != sum(self.heads) or min(self.heads, default=0) < 1:
             raise PolicyFileError(f"{width} logits for action components {self.heads}")
 
     @property
@@ -145,7 +145,9 @@ def load_policy(name: str) -> Policy:
         data = path.read_bytes()
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PolicyFileError(f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it") from None
+        raise PolicyFileError(
+            f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it"
+        ) from None
     except (OSError, ValueError) as error:
         raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card: {error}") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,12 @@ class _Progress(BaseCallback):
     def _on_training_start(self) -> None:
         config = self.run.config
         self.bar = tqdm(
-            total=config.steps, initial=self.run.model.num_timesteps, desc="train", unit="dec", unit_scale=True, file=sys.stderr
+            total=config.steps,
+            initial=self.run.model.num_timesteps,
+            desc="train",
+            unit="dec",
+            unit_scale=True,
+            file=sys.stderr,
         )
 
     def _on_rollout_start(self) -> None:
@@ -222,7 +229,7 @@ class Training:
         kind = "layer" if stem == "LayerControl" else "token"
         heads = load_control(kind, self.config.scenario, **self.config.changes).heads
         sizes = (16, *_HIDDEN, sum(heads))
-        return sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+        return sum(a * b for a, b in pairwise(sizes))
 
     def actor_parameters(self) -> list[Any]:
         """Parameters of the policy, without those of the value function."""
@@ -265,11 +272,12 @@ class Training:
         """Warm start: tune pacing and clone it, into ``warm_start``. Token control starts cold."""
         if self.env.control.kind != "layer":
             return
-        pace = tune_pace(self.env.control, self.config.limits, self.config.seed)
+        bar = partial(tqdm, desc="warm start: tune pacing", unit="setting", file=sys.stderr)
+        pace = tune_pace(self.env.control, self.config.limits, self.config.seed, bar)
         observations, actions = demonstrations(self.env, pace, _CLONE_STEPS, self.config.seed)
         with torch.no_grad():
             self.actor_parameters()[-1][-1] = _EXIT_BIAS
-        agreement = clone(self.model.policy, observations, actions, _CLONE_EPOCHS, self.config.seed)
+        agreement = clone(self.model.policy, observations, actions, _CLONE_EPOCHS, self.config.seed, show=True)
         self.warm_start = {**pace.describe(), "cloned": round(agreement, 4)}
 
     def learn(self) -> None:
@@ -296,7 +304,9 @@ class Training:
             "updates": self.updates,
             "warm_start": self.warm_start,
             "multipliers": {name: m.state() for name, m in self.multipliers.items()},
-            "best": None if self._best is None else (self._best[0], [tuple(map(torch.from_numpy, l)) for l in self._best[1].layers]),
+            "best": None
+            if self._best is None
+            else (self._best[0], [tuple(map(torch.from_numpy, layer)) for layer in self._best[1].layers]),
         }
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(state, aside)
@@ -307,7 +317,9 @@ class Training:
         try:
             state = torch.load(path, weights_only=True)
         except FileNotFoundError:
-            raise BadFileError(f"no checkpoint in {self.folder}", "the run stopped before its first checkpoint; start again") from None
+            raise BadFileError(
+                f"no checkpoint in {self.folder}", "the run stopped before its first checkpoint; start again"
+            ) from None
         except Exception as error:
             raise BadFileError(f"{path} cannot be read: {error}") from None
         same = {**asdict(self.config), "steps": 0} == {**state["config"], "steps": 0}

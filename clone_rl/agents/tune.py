@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,19 +53,29 @@ def exit_bars(traces: TraceSet, split: str, limits: Limits) -> tuple[float, floa
     return bars
 
 
-def tune_pace(control: Control, limits: Limits, seed: int = 0) -> Pace:
+def tune_pace(
+    control: Control,
+    limits: Limits,
+    seed: int = 0,
+    progress: Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]] = iter,
+) -> Pace:
     """The pacing baseline with the least energy within the limits on the training split.
 
     Where no setting holds the miss rate, the one with the fewest misses.
+
+    Args:
+        control: The scenario.
+        limits: What has to hold.
+        seed: Of service levels and interference.
+        progress: Wraps the settings to be tried (a progress bar).
     """
     agree_bar, kl_bar = exit_bars(control.traces, "train", limits)
     documents = control.traces.documents("train")
     base = Pace(len(control.world.points), agree_bar, kl_bar)
     scored = []
-    for boost in range(3):
-        for floor in range(len(control.world.points) - 2):
-            pace = replace(base, boost=boost, floor=floor)
-            result = run_requests(control, pace, "train", documents, seed)
-            miss = result["late"].sum() / result["tokens"].sum()
-            scored.append((max(0.0, miss - limits.miss), result["energy_j"].sum(), pace))
+    for boost, floor in progress([(b, f) for b in range(3) for f in range(max(1, base.points - 3))]):
+        pace = replace(base, boost=boost, floor=floor)
+        result = run_requests(control, pace, "train", documents, seed)
+        miss = result["late"].sum() / result["tokens"].sum()
+        scored.append((max(0.0, miss - limits.miss), result["energy_j"].sum(), pace))
     return min(scored, key=lambda entry: entry[:2])[2]

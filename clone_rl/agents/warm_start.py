@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from clone_rl.agents.controller import Controller
 
@@ -40,9 +42,15 @@ def demonstrations(
 
 
 def clone(
-    policy: Any, observations: NDArray[np.float32], actions: NDArray[np.int64], epochs: int, seed: int, batch: int = 512
+    policy: Any,
+    observations: NDArray[np.float32],
+    actions: NDArray[np.int64],
+    epochs: int,
+    seed: int,
+    batch: int = 512,
+    show: bool = False,
 ) -> float:
-    """Fit an SB3 policy's actor by maximum likelihood.
+    """Fit an SB3 policy's actor by maximum likelihood; ``show`` draws a progress bar.
 
     Returns:
         Share of demonstrated actions that the fitted policy's most probable action equals.
@@ -53,7 +61,7 @@ def clone(
     optimiser = torch.optim.Adam([*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()], lr=3e-3)
     steps = epochs * -(-len(x) // batch)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
-    for _ in range(epochs):
+    for _ in tqdm(range(epochs), desc="warm start: clone it", unit="epoch", file=sys.stderr, disable=not show):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             loss = -policy.get_distribution(x[rows]).log_prob(y[rows]).mean()
             optimiser.zero_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.agents.limits import Limits
-from clone_rl.errors import BadFileError, BadValueError, CloneRLError
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
 
 
 class TrainingStoppedError(CloneRLError):
@@ -42,7 +42,6 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
     try:
         training = Training(config, folder, resume)
         if not resume:
-            print("warm start: tuning and cloning the pacing heuristic", file=sys.stderr)
             training.start()
             training.save_checkpoint()
         training.learn()
@@ -148,6 +147,11 @@ def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tupl
     controller = make_controller(name, control, limits)
     runtime = RuntimeController(controller, len(control.world.points))
     scenario = replace(control.scenario, policy_macs=controller.macs, probe=controller.probes)
+    if wanted := getattr(options, "slo", ""):
+        classes = {level.name: level for level in scenario.slo}
+        if wanted not in classes:
+            raise UnknownNameError("service level", wanted, classes)
+        scenario = replace(scenario, slo=(classes[wanted],))
     return LiveSession(load_model(options.model), scenario), runtime
 
 

@@ -58,7 +58,7 @@ def _build() -> argparse.ArgumentParser:
     )
 
     train = command("train", "Train a controller and evaluate it on the validation split.")
-    if _wants(train, "train"):
+    if _wants("train"):
         from clone_rl.agents.ppo import TrainConfig
 
         add_fields(train, TrainConfig)
@@ -95,6 +95,7 @@ def _build() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
     generate.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from (default: 40)")
     generate.add_argument("--seed", type=int, default=0, help="of sampling, service level and interference (default: 0)")
+    generate.add_argument("--slo", default="", help="service level by name, e.g. chatbot (default: drawn by the seed)")
     generate.add_argument(
         "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
     )
@@ -116,14 +117,14 @@ def _build() -> argparse.ArgumentParser:
     pretrain.add_argument("--text", required=True, help="folder with .txt, .md and question/answer .jsonl files")
     pretrain.add_argument("--out", required=True, help="model folder to create; training state goes to OUT.training")
     pretrain.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    if _wants(pretrain, "pretrain"):
+    if _wants("pretrain"):
         from clone_rl.llm.pretrain import Recipe
 
         add_fields(pretrain, Recipe)
     return parser
 
 
-def _wants(_: argparse.ArgumentParser, command: str) -> bool:
+def _wants(command: str) -> bool:
     """Whether this command was asked for: only then are its options worth importing torch."""
     return next((a for a in sys.argv[1:] if not a.startswith("-")), "") == command
 

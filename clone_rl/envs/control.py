@@ -13,7 +13,7 @@ from clone_rl.envs.kernel import N_OBS, World
 from clone_rl.envs.scenario import Scenario, load_scenario
 from clone_rl.envs.trace import TraceSet, load_traces
 from clone_rl.envs.world import build_emulator, build_world
-from clone_rl.errors import BadValueError
+from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.workload import ModelShape
 
@@ -24,8 +24,11 @@ DEFAULT_GROUPS = 5
 
 def traced_shape(traces: TraceSet) -> ModelShape:
     """Shape of the model that a trace set was recorded from."""
-    shape = traces.card["shape"]
-    return ModelShape(**{f.name: shape[f.name] for f in fields(ModelShape)})
+    try:
+        shape = traces.card["shape"]
+        return ModelShape(**{f.name: shape[f.name] for f in fields(ModelShape)})
+    except (KeyError, TypeError) as error:
+        raise BadFileError(f"{traces.source}: the card has no model shape: {error}", "record it again") from None
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,14 @@ class Control:
         Raises:
             BadValueError: Wrong shape or type, or out of range, with the first offender named.
         """
-        array = np.asarray(actions)
+        try:
+            array = np.asarray(actions)
+        except ValueError:
+            raise BadValueError(f"action {actions!r}", "rows have one length") from None
         if array.dtype.kind not in "iu":
             raise BadValueError(f"action {actions!r} has type {array.dtype}", "actions are integers")
-        if array.size != rows * len(self.heads):
+        shape = tuple(n for n in (rows, len(self.heads)) if n > 1)
+        if tuple(n for n in array.shape if n != 1) != shape:
             raise BadValueError(f"actions have shape {array.shape}", f"{rows} row(s) of {len(self.heads)} integer(s)")
         array = array.astype(np.int64).reshape(rows, len(self.heads))
         bad = (array < 0) | (array >= self.heads)

@@ -295,11 +295,11 @@ def reward(s: Any) -> float:
 
 
 @njit(cache=True)
-def _decide(s: Any, world: World) -> None:
-    """Charge one decision: the probe that it reads, and the controller's arithmetic."""
+def _decide(s: Any, world: World, reads: bool) -> None:
+    """Charge one decision: the probe, if this decision ``reads`` it, and the controller's arithmetic."""
     rules = world.rules[0]
     seconds = joules = 0.0
-    if rules.probe and may_exit(s):
+    if rules.probe and reads:
         seconds, joules = _run(s, world, PROBE, 1.0, 0.0)
         s.probe_j += joules
     if rules.policy:
@@ -339,7 +339,7 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
     s.layer += 1
     if s.layer < rules.layers:
         _pass_time(s, world, seconds, joules)
-        if s.token > 0:
+        if s.token > 0 and rules.probe:
             at = s.row + s.token
             s.agree_before = s.agree if s.layer > 1 else world.signal[at, 0, 0]
             s.agree = world.signal[at, s.layer - 1, 0]
@@ -372,7 +372,7 @@ def layer_step(s: Any, world: World, action: int, cost: Any) -> float:
     cost[0] = cost[1] = cost[2] = 0.0
     before, before_j = reward(s), energy_j(s)
     s.step += 1
-    _decide(s, world)
+    _decide(s, world, may_exit(s))
     if world.rules[0].delay:
         action, s.pending = s.pending, action
     _act(s, world, action, cost)
@@ -396,12 +396,12 @@ def token_step(s: Any, world: World, action: Any, pending: Any, cost: Any) -> fl
     before, before_j = reward(s), energy_j(s)
     s.step += 1
     groups, layers, token = len(action) - 1, world.rules[0].layers, s.token
-    _decide(s, world)
+    _decide(s, world, token > 1)  # the signal that the token before was left with
     if world.rules[0].delay:
         held = pending.copy()
         pending[:] = action
         action = held
-    exit_at = (action[groups] + 1) * layers // groups
+    exit_at = -(-(action[groups] + 1) * layers // groups)  # first layer of the next group
     while s.token == token and s.done == 0:
         if token > 0 and s.layer == exit_at:
             _act(s, world, len(world.points), cost)

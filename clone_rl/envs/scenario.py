@@ -93,6 +93,10 @@ class Scenario:
                 raise UnknownNameError(what, value, known)
         if self.decision_delay not in (0, 1):
             raise BadValueError(f"decision_delay is {self.decision_delay}", "0 or 1")
+        if self.decision_delay and self.granularity == "request":
+            raise BadValueError("granularity 'request' with decision_delay 1", "a delayed decision would never take effect")
+        if self.policy_macs < 0:
+            raise BadValueError(f"policy_macs is {self.policy_macs}", "0 or more")
         if not self.slo:
             raise BadValueError("the scenario has no [[slo]] class", "add one with name, ttft_s and tpot_s")
         if not 0 < self.slack_low <= self.slack_high:

@@ -88,6 +88,9 @@ class TraceSet:
             raise BadFileError(f"{self.source}: every document needs at least one token and offsets must ascend from 0")
         if (self.prompt_tokens < 1).any():
             raise BadFileError(f"{self.source}: a prompt has no tokens")
+        for name, known in (("kind", len(self.kinds)), ("split", len(SPLITS))):
+            if not ((getattr(self, name) >= 0) & (getattr(self, name) < known)).all():
+                raise BadFileError(f"{self.source}: column {name!r} names something that does not exist")
         if not all(np.isfinite(getattr(self, name)).all() for name in _PER_TOKEN):
             raise BadFileError(f"{self.source}: a value is not finite")
 
@@ -180,6 +183,8 @@ def trace_names() -> list[str]:
 def _read(folder: Path) -> TraceSet:
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        if not isinstance(card, dict) or not isinstance(card.get("kinds"), list):
+            raise BadFileError(f"{folder}: card.json is not the card of a trace set", "record it again")
         if card.get("format") != FORMAT:
             raise BadFileError(f"{folder} has trace format {card.get('format')!r}, not {FORMAT}", "record it again")
         columns: dict[str, Any] = {}
@@ -190,8 +195,10 @@ def _read(folder: Path) -> TraceSet:
             columns[name] = np.ascontiguousarray(column.astype(dtype))
         return TraceSet(card=card, source=str(folder), **columns)
     except FileNotFoundError as error:
-        raise BadFileError(f"{folder} is not a trace set: no {Path(error.filename).name}", "record one with clone-rl record") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(
+            f"{folder} is not a trace set: no {Path(error.filename).name}", "record one with clone-rl record"
+        ) from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{folder} is not a trace set: {error}") from None
 
 

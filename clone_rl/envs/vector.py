@@ -60,7 +60,9 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start a request in every row; an integer seed gives row i seed + i."""
+        """Start a request in every row; an integer seed gives row i seed + i. There are no options."""
+        if options:
+            raise BadValueError(f"reset options {options}", "only the single environments take any")
         if isinstance(seed, list):
             if len(seed) != self.num_envs or any(s is None for s in seed):
                 raise BadValueError(f"{len(seed)} seeds", f"an integer, or {self.num_envs} of them")

@@ -46,8 +46,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write one CSV line per row; the file appears complete or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    aside.replace(path)
+    try:
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

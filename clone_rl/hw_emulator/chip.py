@@ -136,6 +136,12 @@ class Chip:
 
 _MAY_BE_ZERO = frozenset({"ambient_c", "latency_s", "gated_leakage_fraction", "idle_w", "control_fraction"})
 
+_SHARES = (
+    ("compute", "gemv_utilisation"),
+    ("power", "regulator_efficiency"),
+    ("power", "gated_leakage_fraction"),
+    ("dram", "achievable"),
+)
 
 _SECTIONS: dict[str, type[Any]] = {
     "compute": Compute,
@@ -176,6 +182,13 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
     if chip.power.regulator not in REGULATORS:
         raise UnknownNameError("regulator", chip.power.regulator, REGULATORS)
     mechanism(chip.switching.mechanism)
+    for section, name in _SHARES:
+        if (part := getattr(chip, section)) is not None and getattr(part, name) > 1:
+            raise BadFileError(f"{source}: [{section}]: {name} is {getattr(part, name)}", "a share is at most 1")
+    if chip.power.regulator == "ldo" and chip.power.input_voltage_v < chip.operating_points[-1].voltage_v:
+        raise BadFileError(
+            f"{source}: [power]: input_voltage_v is {chip.power.input_voltage_v}", "an LDO cannot raise its input voltage"
+        )
     return chip
 
 

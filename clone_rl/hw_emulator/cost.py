@@ -132,9 +132,7 @@ def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
 @njit(cache=True)
 def idle_power(chip: Any, celsius: float) -> float:
     """Power between requests (W): weights retained in SRAM at its retention voltage, logic gated, DRAM in self-refresh."""
-    return float(
-        chip.idle_w * math.exp(chip.leakage_per_kelvin * (celsius - chip.leakage_reference_c)) + chip.idle_dram_w
-    )
+    return float(chip.idle_w * math.exp(chip.leakage_per_kelvin * (celsius - chip.leakage_reference_c)) + chip.idle_dram_w)
 
 
 @njit(cache=True)

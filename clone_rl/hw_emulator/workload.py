@@ -60,7 +60,7 @@ class ModelShape:
     context: int = 256
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0:
+        if self.head_dim == 0 and self.heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.heads)
         for name in ("layers", "hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "context"):
             if getattr(self, name) < 1:
@@ -91,6 +91,8 @@ class ModelShape:
             UnsupportedModelError: A mixture of experts, whose work depends on the router.
             BadFileError: A size is missing.
         """
+        if not isinstance(config, Mapping):
+            raise BadFileError("model config is not a JSON object", "give the config.json of a decoder-only model")
         config = config.get("text_config", config)
         if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise UnsupportedModelError("mixture-of-experts models are not supported", "use a dense decoder")
@@ -103,12 +105,14 @@ class ModelShape:
                 kv_heads=int(config.get("num_key_value_heads") or heads),
                 ff_size=int(config["intermediate_size"]),
                 vocab_size=int(config["vocab_size"]),
-                head_dim=int(config.get("head_dim") or hidden // heads),
+                head_dim=int(config.get("head_dim") or 0),
                 gated=config.get("model_type") not in {"gpt_neox", "phi", "opt", "falcon"},
                 context=int(config.get("max_position_embeddings") or 2048),
             )
         except KeyError as error:
             raise BadFileError(f"model config has no {error}", "give the config.json of a decoder-only model") from None
+        except (TypeError, ValueError) as error:
+            raise BadFileError(f"model config: {error}", "sizes are integers") from None
 
     @classmethod
     def from_file(cls, path: Path) -> ModelShape:
