@@ -1,0 +1,267 @@
+"""The dynamics once more, slowly: written from the docstrings, plain floats and dicts, no compiled state."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+from clone_rl.hw_emulator.cost import idle_power, switch_cost, warm
+from clone_rl.hw_emulator.emulator import HEAD, KV_FILL, LAYER, POLICY, PROBE
+
+TERMS = ("layer", "head", "kv_fill", "probe", "policy", "switch", "idle")
+REQUEST, INTERFERENCE = 1, 2
+WORD = 2**64
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
+    return x ^ (x >> 31)
+
+
+def uniform(seed, episode, stream, index):
+    x = mix((seed * GOLDEN + 1) % WORD)
+    for key in (episode, stream, index):
+        x = mix((x + key * GOLDEN) % WORD)
+    return (x >> 11) / 2**53
+
+
+def start(control, seed, episode=0):
+    """A request at its beginning."""
+    scenario, traces, points = control.scenario, control.traces, control.emulator.points
+    documents = control.world.documents
+    document = int(documents[int(uniform(seed, episode, REQUEST, 0) * len(documents))])
+    level = scenario.slo[int(uniform(seed, episode, REQUEST, 1) * len(scenario.slo))]
+    slack = scenario.slack_low + (scenario.slack_high - scenario.slack_low) * uniform(seed, episode, REQUEST, 2)
+    interference = scenario.interference
+    to_busy = min(1.0, interference.slot_s / interference.mean_idle_s)
+    to_idle = min(1.0, interference.slot_s / interference.mean_busy_s)
+    ambient = control.emulator.chip.thermal.ambient_c
+    first, after = int(traces.offset[document]), int(traces.offset[document + 1])
+    same_kind = (traces.split == 0) & (traces.kind == traces.kind[document])
+    return SimpleNamespace(
+        control=control,
+        seed=seed,
+        episode=episode,
+        document=document,
+        first=first,
+        tokens=after - first,
+        prompt=int(traces.prompt_tokens[document]),
+        expected=float(np.mean(np.diff(traces.offset)[same_kind])),
+        ttft=level.ttft_s * slack,
+        tpot=level.tpot_s * slack,
+        to_busy=to_busy,
+        to_idle=to_idle,
+        busy=uniform(seed, episode, INTERFERENCE, 0) < to_busy / (to_busy + to_idle),
+        slot=0,
+        clock=0.0,
+        die=ambient,
+        package=ambient,
+        point=len(points) - 1,
+        held=None,
+        token=0,
+        layer=0,
+        done=False,
+        due=level.ttft_s * slack,
+        agree=0.5,
+        agree_before=0.5,
+        kl=1.0,
+        energy=dict.fromkeys(TERMS, 0.0),
+        late=0,
+        disagree=0.0,
+        dnll=0.0,
+        kl_sum=0.0,
+        depth=0,
+        switches=0,
+    )
+
+
+def rows_and_context(s):
+    """Prefill sees the whole prompt at once, causally; decoding one token and everything before it."""
+    return (s.prompt, (s.prompt + 1) / 2) if s.token == 0 else (1, s.prompt + s.token)
+
+
+def work(s, piece, rows=1, context=0.0):
+    slowdown = s.control.scenario.interference.slowdown if s.busy else 1.0
+    cost = s.control.emulator.cost(piece, s.point, context, rows, s.die, slowdown)
+    return cost.latency_s, cost.energy_j
+
+
+def pass_time(s, seconds, joules):
+    s.clock += seconds
+    if seconds > 0:
+        s.die, s.package = warm(s.control.emulator.constants[0], s.die, s.package, joules / seconds, seconds)
+    while s.slot < int(s.clock / s.control.scenario.interference.slot_s):
+        s.slot += 1
+        draw = uniform(s.seed, s.episode, INTERFERENCE, s.slot)
+        s.busy = draw >= s.to_idle if s.busy else draw < s.to_busy
+
+
+def exit_allowed(s):
+    return s.token > 0 and s.layer > 0
+
+
+def change_allowed(s):
+    return {
+        "layer": True,
+        "token": s.layer == 0,
+        "phase": s.layer == 0 and s.token <= 1,
+        "request": s.layer == 0 and s.token == 0,
+    }[s.control.scenario.granularity]
+
+
+def overheads(s, reads_probe):
+    """The probe behind this decision and the controller's arithmetic; a delayed decision is off the critical path."""
+    scenario = s.control.scenario
+    seconds = joules = 0.0
+    if scenario.probe and reads_probe:
+        seconds, joules = work(s, PROBE)
+        s.energy["probe"] += joules
+    if scenario.policy_macs:
+        policy_s, policy_j = work(s, POLICY)
+        s.energy["policy"] += policy_j
+        joules += policy_j
+        if not scenario.decision_delay:
+            seconds += policy_s
+    pass_time(s, seconds, joules)
+
+
+def emit(s, depth):
+    """A token leaves after ``depth`` layers, and perhaps the request ends."""
+    scenario, traces, layers = s.control.scenario, s.control.traces, s.control.traces.layers
+    s.depth += depth
+    s.late += s.clock > s.due
+    if depth < layers:
+        at = (s.first + s.token, depth - 1)
+        s.disagree += 1.0 - float(traces.agree[at])
+        s.dnll += float(traces.dnll[at])
+        s.kl_sum += float(traces.kl[at])
+    s.token += 1
+    s.layer = 0
+    s.done = s.token == s.tokens
+    s.agree_before = s.agree
+    last_due = s.due
+    s.due = (s.clock if scenario.deadline == "per-token" else s.due) + s.tpot
+    if s.done and scenario.deadline == "carry-over" and last_due > s.clock:
+        seconds = last_due - s.clock
+        joules = seconds * idle_power(s.control.emulator.constants[0], s.die)
+        s.energy["idle"] += joules
+        pass_time(s, seconds, joules)
+
+
+def finish_token(s, depth, seconds, joules):
+    head_s, head_j = work(s, HEAD)
+    s.energy["head"] += head_j
+    pass_time(s, seconds + head_s, joules + head_j)
+    emit(s, depth)
+
+
+def leave(s):
+    """Fill the caches of the layers that are skipped, then run the head."""
+    depth = s.layer
+    seconds, joules = work(s, KV_FILL + s.control.traces.layers - depth)
+    s.energy["kv_fill"] += joules
+    finish_token(s, depth, seconds, joules)
+
+
+def run_layer(s, point):
+    emulator, traces = s.control.emulator, s.control.traces
+    if point != s.point and change_allowed(s):
+        seconds, joules = switch_cost(emulator.constants[0], emulator.points[s.point], emulator.points[point], s.die)
+        s.energy["switch"] += joules
+        s.switches += 1
+        s.point = point
+        pass_time(s, seconds, joules)
+    seconds, joules = work(s, LAYER, *rows_and_context(s))
+    s.energy["layer"] += joules
+    s.layer += 1
+    if s.layer == traces.layers:
+        finish_token(s, s.layer, seconds, joules)
+        return
+    pass_time(s, seconds, joules)
+    if s.token > 0 and s.control.scenario.probe:
+        signal = traces.signal[s.first + s.token]
+        s.agree_before = float(signal[0, 0]) if s.layer == 1 else s.agree
+        s.agree, s.kl = float(signal[s.layer - 1, 0]), float(signal[s.layer - 1, 1])
+
+
+def total(s):
+    """What the reward weighs: energy in full-depth tokens at the top point, late tokens, disagreements, nats."""
+    emulator, weights = s.control.emulator, s.control.scenario.weights
+    energy = sum(s.energy.values()) / emulator.token_energy_j(emulator.top, 64.0)
+    return -energy - weights.late * s.late - weights.disagree * s.disagree - weights.kl * s.kl_sum
+
+
+def layer_decision(s, action):
+    """One step of layer control; returns the reward."""
+    before, top = total(s), s.control.emulator.top
+    overheads(s, exit_allowed(s))
+    if s.control.scenario.decision_delay:
+        action, s.held = (top if s.held is None else s.held), action
+    if action > top and exit_allowed(s):
+        leave(s)
+    else:
+        run_layer(s, s.point if action > top else action)
+    return total(s) - before
+
+
+def token_decision(s, action):
+    """One step of token control; the probe behind it is the one that the token before was left with."""
+    before, top = total(s), s.control.emulator.top
+    overheads(s, s.token > 1)
+    *points, last_group = action
+    if s.control.scenario.decision_delay:
+        default = [top] * len(points) + [len(points) - 1]
+        s.held, (*points, last_group) = list(action), (default if s.held is None else s.held)
+    token, layers = s.token, s.control.traces.layers
+    for layer in range(layers):
+        group = layer * len(points) // layers
+        if token > 0 and group > last_group:
+            leave(s)
+            break
+        run_layer(s, int(points[group]))
+    return total(s) - before
+
+
+def quiet_need(s, point):
+    """Seconds that the rest of this token takes at full depth with nobody else there."""
+    rows, context = rows_and_context(s)
+    emulator = s.control.emulator
+    layer = emulator.layer(point, context, rows).latency_s
+    return (s.control.traces.layers - s.layer) * layer + emulator.cost(HEAD, point).latency_s
+
+
+def clip(value, low=-1.0, high=1.0):
+    return min(high, max(low, value))
+
+
+def sureness(probability):
+    return clip(math.log(max(probability, 1e-6) / max(1 - probability, 1e-6)) / 6)
+
+
+def observation(s):
+    """The 16 scalars."""
+    scenario, emulator = s.control.scenario, s.control.emulator
+    left, top = s.due - s.clock, emulator.top
+    stretch = scenario.interference.slowdown if s.busy else 1.0
+    need = [quiet_need(s, point) * stretch for point in range(top + 1)]
+    lowest = next((point for point in range(top + 1) if need[point] <= left), top)
+    return [
+        float(s.token > 0),
+        s.layer / s.control.traces.layers,
+        sureness(s.agree),
+        (sureness(s.agree) - sureness(s.agree_before)) / 2 if s.layer > 0 else 0.0,
+        clip(math.log10(max(s.kl, 1e-6)) / 3 + 1),
+        clip(left / (2 * (s.tpot if s.token else s.ttft))),
+        clip(need[top] / left) if left > 0 else 1.0,
+        lowest / top,
+        s.point / top,
+        float(s.busy),
+        clip((s.prompt + s.token) / emulator.model.context),
+        clip(s.token / 128),
+        s.ttft / (max(level.ttft_s for level in scenario.slo) * scenario.slack_high),
+        s.tpot / (max(level.tpot_s for level in scenario.slo) * scenario.slack_high),
+        clip((emulator.chip.thermal.limit_c - s.die) / 100),
+        clip(s.expected / 128),
+    ]

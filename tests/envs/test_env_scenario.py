@@ -1,0 +1,115 @@
+import gymnasium as gym
+import pytest
+
+from clone_rl.envs.control import load_control
+from clone_rl.envs.scenario import Interference, Scenario, load_scenario, parse_scenario, scenario_names
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
+
+TABLE = {"name": "mine", "chip": "asic28-sram", "traces": "default", "slo": [{"name": "a", "ttft_s": 0.02, "tpot_s": 5e-4}]}
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_shipped_scenarios_load_under_their_own_name(name):
+    assert load_scenario(name).name == name
+
+
+def test_a_small_table_is_a_scenario_with_defaults():
+    scenario = parse_scenario(TABLE, "mine.toml")
+    assert scenario.interference == Interference()
+    assert scenario.deadline == "carry-over"
+    assert scenario.probe is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        ({"scenario": "defalt"}, "'default'"),
+        ({"split": "trian"}, "'train'"),
+        ({"switchng": "pmic"}, "'switching'"),
+        ({"switching": "pmc"}, "'pmic'"),
+        ({"deadline": "carryover"}, "'carry-over'"),
+        ({"granularity": "layers"}, "'layer'"),
+        ({"chip": "asic28-srams"}, "'asic28-sram'"),
+        ({"traces": "defaults"}, "'default'"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else "",
+)
+def test_an_unknown_name_gets_a_suggestion(trace_folder, arguments, suggestion):
+    with pytest.raises(UnknownNameError, match=f"did you mean {suggestion}"):
+        gym.make("clone_rl/LayerControl-v0", **{"traces": trace_folder, **arguments})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decision_delay": 2},
+        {"decision_delay": -1},
+        {"slo": ()},
+        {"slack_low": 0.0},
+        {"slack_low": 3.0},
+        {"slack_high": float("nan")},
+        {"interference": Interference(slowdown=0.5)},
+        {"policy_macs": -5},
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_refused(changes):
+    with pytest.raises(BadValueError):
+        load_scenario("default", **changes)
+
+
+@pytest.mark.parametrize("groups", [0, 9])
+def test_the_number_of_layer_groups_is_checked(trace_folder, groups):
+    with pytest.raises(BadValueError, match="1 to 8"):
+        load_control("token", groups=groups, traces=trace_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slos": []}, "did you mean 'slo'"),
+        ({"weights": {"lates": 1.0}}, "did you mean 'late'"),
+        ({"weights": {"late": -1.0}}, "positive"),
+        ({"interference": {"slot_s": 0.0}}, "positive"),
+        ({"interference": 3}, "not a table"),
+        ({"slo": {"name": "a"}}, r"write \[\[slo\]\]"),
+        ({"slo": [{"name": "a", "ttft_s": 0.02}]}, "missing key 'tpot_s'"),
+        ({"slo": [{"name": "a", "ttft_s": float("nan"), "tpot_s": 1.0}]}, "finite"),
+        ({"chip": 3}, "write a str"),
+        ({"probe": 1}, "write a bool"),
+        ({"policy_macs": -1}, "positive"),
+    ],
+    ids=str,
+)
+def test_a_bad_scenario_table_is_refused_with_the_reason(change, message):
+    with pytest.raises(BadFileError, match=message):
+        parse_scenario({**TABLE, **change}, "mine.toml")
+
+
+@pytest.mark.parametrize("content", [b"name = ", bytes(range(256)), None], ids=["not TOML", "binary", "missing"])
+def test_a_bad_scenario_file_is_refused(tmp_path, content):
+    path = tmp_path / "scenario.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadFileError, match=r"scenario\.toml"):
+        load_scenario(str(path))
+
+
+def test_a_scenario_file_of_ones_own(tmp_path, trace_folder):
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        f'name = "mine"\nchip = "asic28-lpddr4"\ntraces = "{trace_folder}"\n[[slo]]\nname = "a"\nttft_s = 1\ntpot_s = 0.1\n'
+    )
+    control = load_control("layer", str(path))
+    assert control.scenario.chip == "asic28-lpddr4"
+    assert isinstance(control.scenario, Scenario)
+
+
+def test_a_model_too_large_for_the_chip_is_refused_by_the_environment(trace_folder, tmp_path):
+    from importlib import resources
+
+    text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
+    path = tmp_path / "small.toml"
+    path.write_text(text.replace("size_bytes = 8388608", "size_bytes = 1048576"), encoding="utf-8")
+    with pytest.raises(CloneRLError, match="no DRAM"):
+        load_control("layer", chip=str(path), traces=trace_folder)
