@@ -55,6 +55,7 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
         ) from None
     policy = replace(training.best(), name=folder.name)
     policy.card["name"] = folder.name
+    policy.card["decisions_trained"] = int(training.model.num_timesteps)
     policy.card["command"] = command_line()
     policy.card["warm_start"] = training.warm_start
     policy.save(folder / "policy.safetensors")
@@ -91,7 +92,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
     print(table(evaluation.summary), f"\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
-    return {"run_dir": str(folder), "decisions": policy.card["decisions"], **evaluation.as_json()}
+    return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **evaluation.as_json()}
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
