@@ -85,7 +85,7 @@ class TrainConfig:
 _HIDDEN = (24, 16)  # 961 parameters with 8 operating points: a deployable policy has fewer than 1,000
 _VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
 _REWARD_SCALE = 0.1
-_CLONE_STEPS, _CLONE_EPOCHS = 400, 12
+_CLONE_STEPS, _CLONE_EPOCHS = 400, 30
 _EXIT_BIAS = -3.0  # logit of the exit action without a warm start: random exits are nearly always wrong
 _SAFETY = 0.85  # training aims at this share of each limit, because a policy is judged on other requests
 _JUDGE_EVERY = 2  # updates between two runs of the policy as it would be deployed, without exploration
@@ -207,13 +207,13 @@ class Training:
         self.model = PPO(
             "MlpPolicy",
             Sb3VecEnv(self.env, _REWARD_SCALE),
-            learning_rate=LinearSchedule(3e-4, 2e-5, 1.0),
+            learning_rate=LinearSchedule(1e-3, 2e-5, 1.0),
             n_steps=config.rollout,
             batch_size=min(8192, config.envs * config.rollout),
             n_epochs=4,
             gamma=0.999,
             gae_lambda=0.97,
-            ent_coef=0.0005,
+            ent_coef=0.0,
             clip_range=0.2,
             target_kl=0.03,
             policy_kwargs={"net_arch": {"pi": list(_HIDDEN), "vf": [64, 64]}},
