@@ -57,7 +57,8 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     write_rows(folder / "rows.csv", evaluation.requests)
 
     _say("5. generate: the trained policy chooses V/f and exit at every layer")
-    options.scenario, options.model = config.scenario, "default"
+    # The tightest class: where deadlines leave room, one low point serves every layer and there is little to see.
+    options.scenario, options.model, options.slo = config.scenario, "default", "smart-reply"
     session, runtime = commands.live_session(options, str(folder), config.limits)
     runtime.begin(options.prompt)
     with tqdm(total=options.max_new_tokens, desc="generate", unit="token", file=sys.stderr) as progress:

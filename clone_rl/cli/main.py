@@ -13,6 +13,12 @@ from clone_rl.errors import BadValueError, CloneRLError, MissingExtraError
 from clone_rl.version import __version__
 
 
+_STORY = (
+    "Once upon a time there was a little girl who lived with her grandmother in a small house by the river, "
+    "and every morning she went to the market with her basket."
+)
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises instead of exiting, so that bad usage is reported like any other error."""
 
@@ -45,13 +51,11 @@ def _build() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
         return sub
 
-    demo = command("demo", "Train, evaluate and generate with what ships in the package; about three minutes.")
+    demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.")
     demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    demo.add_argument(
-        "--prompt", default="Once upon a time there was a little girl who", help="text to continue (default: %(default)r)"
-    )
-    demo.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
+    demo.add_argument("--prompt", default=_STORY, help="text to continue (default: %(default)r)")
+    demo.add_argument("--max-new-tokens", type=int, default=80, help="longest response, tokens (default: 80)")
     demo.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
     demo.add_argument(
         "--name", default="", help="name of the run folder; must be new (default: the first free demo, demo-2, ...)"

@@ -52,7 +52,7 @@ def draw_response(
     left = depth < layers
     top.plot(np.flatnonzero(left), depth[left] + 0.5, linestyle="", marker="v", color="crimson", markersize=5, label="exit")
     if left.any():
-        top.legend(loc="upper right", framealpha=0.9)
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
     top.set_ylabel("decoder layer")
     top.set_yticks(range(1, layers + 1, 1 if layers <= 12 else 4))
     top.set_title(title, fontsize=10, loc="left")
