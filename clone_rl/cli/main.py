@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from clone_rl.errors import BadValueError, CloneRLError, MissingExtraError
 from clone_rl.version import __version__
 
-
 _STORY = (
     "Once upon a time there was a little girl who lived with her grandmother in a small house by the river, "
     "and every morning she went to the market with her basket."
