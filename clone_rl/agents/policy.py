@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Actions, Observations
 from clone_rl.envs.kernel import OBSERVATION
 from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
+from clone_rl.files import replacing
 
 FORMAT = 1
 
@@ -102,9 +103,8 @@ class Policy:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         for target, content in ((path, data), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
-            aside = target.with_name(f".{target.name}.{os.getpid()}")
-            aside.write_bytes(content)
-            aside.replace(target)
+            with replacing(target) as aside:
+                aside.write_bytes(content)
 
 
 def policy_names() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from clone_rl.agents.warm_start import clone, demonstrations
 from clone_rl.envs import ENV_IDS, check_env_id
 from clone_rl.envs import vector as vector_envs
 from clone_rl.errors import BadFileError, BadValueError
+from clone_rl.files import replacing
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,6 @@ class Training:
 
     def save_checkpoint(self) -> None:
         """Replace ``checkpoint.pt``."""
-        target = self.folder / "checkpoint.pt"
         state = {
             "config": asdict(self.config),
             "policy": self.model.policy.state_dict(),
@@ -308,9 +307,8 @@ class Training:
             if self._best is None
             else (self._best[0], [tuple(map(torch.from_numpy, layer)) for layer in self._best[1].layers]),
         }
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        torch.save(state, aside)
-        aside.replace(target)
+        with replacing(self.folder / "checkpoint.pt") as aside:
+            torch.save(state, aside)
 
     def _restore(self) -> None:
         path = self.folder / "checkpoint.pt"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.errors import BadFileError, RunExistsError
+from clone_rl.files import replacing
 from clone_rl.version import __version__
 
 
@@ -21,9 +21,8 @@ def command_line() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; the file appears complete or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def create_run(folder: Path, config: Mapping[str, Any]) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from clone_rl.files import replacing
 
 _COLUMNS = (
     ("controller", "name", 1.0, "{}"),
@@ -45,12 +46,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write one CSV line per row; the file appears complete or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -172,7 +172,7 @@ class Emulator:
                 f"{chip.sram.size_bytes / 2**20:.1f} MiB of SRAM and no DRAM",
                 "use a chip with a [dram] table, more SRAM, or fewer weight bits",
             )
-        # Part of a layer is worth keeping only if all of it can be: streaming hides behind compute layer by layer.
+        # Every piece keeps the same share of its weights in SRAM and streams the rest.
         for index in (LAYER, HEAD, *range(KV_FILL, len(self.work))):
             self.work[index]["dram_bytes"] = (1 - self.resident) * self.work[index]["weight_bytes"]
 

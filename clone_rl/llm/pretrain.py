@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from clone_rl.errors import BadFileError
+from clone_rl.files import replacing
 from clone_rl.llm.corpus import read_corpus
 from clone_rl.llm.muon import Muon
 from clone_rl.llm.prompts import KINDS, make_prompt, reserved_texts
@@ -247,9 +248,8 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False) -> dic
             "template_seed": windows.template_seed,
             "recipe": asdict(recipe),
         }
-        aside = checkpoint.with_suffix(".tmp")
-        torch.save(state, aside)
-        aside.replace(checkpoint)
+        with replacing(checkpoint) as aside:
+            torch.save(state, aside)
 
     def train_step(progress: float) -> float:
         rate = recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * min(1.0, max(0.02, 2 * (1 - progress)))
