@@ -69,6 +69,9 @@ class TrainConfig:
                 raise BadValueError(f"{name} is {getattr(self, name)}", "at least 1")
         if self.seed < 0:
             raise BadValueError(f"seed is {self.seed}", "0 or more")
+        if self.envs * self.rollout < 2:
+            raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
+        _ = self.limits  # checks them before a run folder is made
 
     @property
     def limits(self) -> Limits:
@@ -166,8 +169,10 @@ class _Progress(BaseCallback):
             run.save_checkpoint()
         self.bar.update(min(config.steps, run.model.num_timesteps) - self.bar.n)
 
-    def _on_training_end(self) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        """End the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Training:
@@ -285,7 +290,11 @@ class Training:
         self.model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
         self.apply_multipliers()
         if (remaining := self.config.steps - self.model.num_timesteps) > 0:
-            self.model.learn(remaining, callback=_Progress(self), reset_num_timesteps=False)
+            progress = _Progress(self)
+            try:
+                self.model.learn(remaining, callback=progress, reset_num_timesteps=False)
+            finally:
+                progress.close()  # an error is reported on a line of its own
         self.judge()
         self.save_checkpoint()
 

@@ -98,12 +98,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl evaluate``."""
     from clone_rl.cli.controllers import make_controller
+    from clone_rl.cli.run_folder import check_output
     from clone_rl.evaluation.protocol import evaluate as run
     from clone_rl.evaluation.report import table, write_rows
 
     control, limits = _control(options, options.split), _limits(options)
-    if options.out and Path(options.out).exists():
-        raise BadFileError(f"{options.out} exists", "choose another file")
+    if options.out:
+        check_output(Path(options.out))
     controllers = [make_controller(name, control, limits) for name in options.controllers]
     result = run(control, controllers, options.split, options.seed, options.repeats, limits)
     if options.out:
@@ -116,13 +117,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def record(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl record``."""
     from clone_rl.cli.prompt_file import read_prompts
+    from clone_rl.cli.run_folder import check_output
     from clone_rl.llm.model import load_model
     from clone_rl.llm.prompts import SPLITS, make_prompts
     from clone_rl.llm.record import record as run
 
-    out = Path(options.out)
-    if out.exists():
-        raise BadFileError(f"{out} exists", "choose another folder or remove it")
+    out = check_output(Path(options.out))
     if options.prompt_file:
         chosen = [(options.split, prompt) for prompt in read_prompts(Path(options.prompt_file))]
     else:
@@ -187,25 +187,28 @@ def draw(path: Path, generation: Any, session: Any) -> None:
 def generate(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl generate``."""
     from clone_rl.cli.prompt_file import read_prompts
+    from clone_rl.cli.run_folder import check_output
     from clone_rl.llm.sampling import Sampling
 
-    if options.picture and Path(options.picture).exists():
-        raise BadFileError(f"{options.picture} exists", "choose another file")
+    if options.picture:
+        check_output(Path(options.picture))
     sampling = Sampling(options.temperature, options.top_k)
     texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file else [options.prompt]
     session, runtime = live_session(options, options.controller, Limits())
-    for text in texts:
-        session.lm.encode_prompt(text)
     results = []
-    for number, text in enumerate(texts):
-        runtime.begin(text)
-        answer = session.generate(text, runtime, options.max_new_tokens, sampling, options.seed + number)
-        results.append({"prompt": text, **answer.summary(), "controller": options.controller})
-        if not options.json:
-            print(f"{text}{answer.text}\n  [{generation_lines(results[-1])}]")
-        if options.picture and number == 0:
-            draw(Path(options.picture), answer, session)
-    session.close()
+    try:
+        for text in texts:
+            session.lm.encode_prompt(text)
+        for number, text in enumerate(texts):
+            runtime.begin(text)
+            answer = session.generate(text, runtime, options.max_new_tokens, sampling, options.seed + number)
+            results.append({"prompt": text, **answer.summary(), "controller": options.controller})
+            if not options.json:
+                print(f"{text}{answer.text}\n  [{generation_lines(results[-1])}]")
+            if options.picture and number == 0:
+                draw(Path(options.picture), answer, session)
+    finally:
+        session.close()
     return {"generations": results}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from clone_rl.cli import commands
 from clone_rl.cli.run_folder import create_run, free_name, write_json
+from clone_rl.errors import BadValueError
 
 
 def _say(text: str) -> None:
@@ -33,6 +34,8 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     folder = parent / options.name if options.name else free_name(parent, "demo")
     lm = load_model()
     lm.encode_prompt(options.prompt)
+    if options.max_new_tokens < 1:
+        raise BadValueError(f"max_new_tokens is {options.max_new_tokens}", "at least 1")
     create_run(folder, {"train": asdict(config), "prompt": options.prompt, "max_new_tokens": options.max_new_tokens})
     _say(f"1. model: {lm.card['parameters'] / 1e6:.1f} M parameters, {lm.shape.layers} layers, {lm.card['weights']}")
 

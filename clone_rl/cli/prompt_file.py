@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from clone_rl.errors import BadFileError
@@ -19,7 +20,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         BadFileError: The file is missing, empty or binary, or a line is broken (its number is named).
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise BadFileError(f"no such prompt file: {path}") from None
     except OSError as error:
@@ -28,7 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise BadFileError(f"{path} is not a text file", "write UTF-8 text, one prompt a line, or JSON lines") from None
     if "\0" in text:
         raise BadFileError(f"{path} is not a text file", "write UTF-8 text, one prompt a line, or JSON lines")
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", text), 1) if line.strip()]
     if not lines:
         raise BadFileError(f"{path} has no prompts", "write one prompt a line, or JSON lines with a 'prompt' field")
     if path.suffix != ".jsonl" and not lines[0][1].lstrip().startswith("{"):

@@ -52,9 +52,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadFileError(f"{folder} is not a run folder: no config.json") from None
+    except OSError as error:
+        raise BadFileError(f"cannot read {folder / 'config.json'}: {error.strerror}") from None
     except ValueError as error:
         raise BadFileError(f"{folder / 'config.json'} is not JSON: {error}") from None
     return config
+
+
+def check_output(path: Path) -> Path:
+    """A path that a command may write to.
+
+    Raises:
+        BadFileError: It exists, or the folder that it would be in does not.
+    """
+    if path.exists():
+        raise BadFileError(f"{path} exists", "choose another file or folder, or remove it")
+    if not path.parent.is_dir():
+        raise BadFileError(f"no such folder: {path.parent}", "create it first")
+    return path
 
 
 def free_name(parent: Path, stem: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
@@ -129,7 +128,6 @@ def scenario_names() -> list[str]:
     return shipped("clone_rl.envs", "scenarios")
 
 
-@cache
 def _load(name: str) -> Scenario:
     return parse_scenario(load_toml("scenario", name, "clone_rl.envs", "scenarios"), name)
 

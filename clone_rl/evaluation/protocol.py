@@ -116,6 +116,8 @@ def evaluate(
         raise BadValueError(f"controllers {', '.join(names)}", "give each of them once")
     if repeats < 1:
         raise BadValueError(f"repeats is {repeats}", "at least 1")
+    if seed < 0:
+        raise BadValueError(f"seed is {seed}", "0 or more")
     documents = np.repeat(control.traces.documents(split), repeats)
     strata = control.traces.kind[documents]
     kinds = control.traces.kinds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from clone_rl.errors import BadFileError, UnknownNameError
@@ -197,7 +196,6 @@ def chip_names() -> list[str]:
     return shipped("clone_rl.hw_emulator", "chips")
 
 
-@cache
 def load_chip(name: str) -> Chip:
     """Load a shipped chip by name, or any chip file by path.
 

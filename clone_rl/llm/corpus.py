@@ -29,9 +29,18 @@ def clean(text: str) -> str:
 def _documents(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".jsonl":
-        for line in text.splitlines():
-            record = json.loads(line)
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BadFileError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise BadFileError(f"{path}, line {number}: not an object", 'write {"question": "...", "answer": "..."}')
             if {"question", "answer"} <= record.keys():
+                if not (isinstance(record["question"], str) and isinstance(record["answer"], str)):
+                    raise BadFileError(f"{path}, line {number}: 'question' and 'answer' are strings")
                 answer = re.sub(r"<<.*?>>", "", record["answer"]).replace("\n#### ", " The answer is ")
                 yield clean(f"{record['question']}\nAnswer: {answer}.".replace(".\n", ". "))
     else:

@@ -175,12 +175,13 @@ class _Request:
     def advance(self, action: int) -> None:
         """Let the kernel account for one decision."""
         token, layer = int(self.state["token"]), int(self.state["layer"])
+        before_depth = float(self.state["depth"])
         before_s, before_j, due_s = float(self.state["clock_s"]), energy_j(self.state), float(self.state["due_s"])
         out = self.rows.step(np.array([[action]]))
         self.observation = out.observation[0]
         self.controller.observe(float(self.state["clock_s"]) - before_s, energy_j(self.state) - before_j)
         emitted = int(self.state["token"]) > token
-        if not emitted or layer == self.layers - 1:
+        if not emitted or float(self.state["depth"]) - before_depth == layer + 1:
             self.points[token, layer] = self.state["point"]
         if emitted:
             self.due_s.append(due_s)

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
 from clone_rl.hw_emulator.workload import ModelShape
 from clone_rl.llm.probe import Probe, load_probe
 from clone_rl.llm.quantise import unpack
@@ -28,6 +27,8 @@ from clone_rl.llm.tokenizer import END_ID, load_tokenizer
 
 EMBEDDED = "default"
 """Name of the model that ships with the package."""
+
+FILES = ("card.json", "config.json", "model.safetensors", "probe.safetensors", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,26 @@ def hidden_states(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _read(folder: Path, name: str) -> LanguageModel:
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise BadFileError(f"{folder} is not a model folder: no {file}")
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = ModelShape.from_config(config)
         state = unpack(load_file(folder / "model.safetensors"))
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "probe.safetensors").read_bytes())
-    except FileNotFoundError as error:
-        raise BadFileError(f"{folder} is not a model folder: no {Path(error.filename).name}") from None
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+    except CloneRLError as error:
+        raise BadFileError(f"{folder} is not a model folder: {error.message}", error.hint) from None
+    except Exception as error:  # tokenizers raises nothing more specific
         raise BadFileError(f"{folder} is not a model folder: {error}") from None
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        model = LlamaForCausalLM(LlamaConfig(**config))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except Exception as error:  # torch, transformers and its validators each have their own
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise BadFileError(f"{folder}/model.safetensors does not fit config.json", reason) from None
     if unexpected or [key for key in missing if key != "lm_head.weight"]:
         raise BadFileError(
             f"{folder}/model.safetensors does not fit config.json", f"missing {missing}, unexpected {unexpected}"
@@ -115,15 +125,14 @@ def _read(folder: Path, name: str) -> LanguageModel:
     return LanguageModel(
         name=name,
         model=model,
-        tokenizer=load_tokenizer(folder / "tokenizer.json"),
+        tokenizer=tokenizer,
         probe=load_probe(folder / "probe.safetensors"),
-        shape=ModelShape.from_config(config),
+        shape=shape,
         sha256=digest.hexdigest(),
         card=card,
     )
 
 
-@cache
 def load_model(name: str = EMBEDDED) -> LanguageModel:
     """Load the embedded model by name, or a folder in its format.
 
@@ -131,6 +140,11 @@ def load_model(name: str = EMBEDDED) -> LanguageModel:
         UnknownNameError: Neither.
         BadFileError: The folder is incomplete or its files do not fit together.
     """
+    return _load(name)
+
+
+@cache
+def _load(name: str) -> LanguageModel:
     if name == EMBEDDED:
         return _read(Path(str(resources.files("clone_rl.llm") / "embedded")), name)
     if Path(name).is_dir():

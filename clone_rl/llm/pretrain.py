@@ -49,6 +49,7 @@ class Recipe:
         context: Tokens per training window and longest context of the model.
         batch: Windows per step.
         learning_rate: Peak, reached after ``warmup`` steps, flat for half of the time, then linear to 2 %.
+        warmup: Steps over which the learning rate rises to its peak.
         exit_weight: Weight of each of the two rotating exit losses.
         layer_drop: Highest probability of skipping a layer in training (the last layer's).
         template_share: Share of windows made of generated prompts with answers.
@@ -179,6 +180,8 @@ def _quantised(model: LlamaForCausalLM) -> Iterator[None]:
 @torch.no_grad()
 def exit_losses(model: LlamaForCausalLM, tokens: np.ndarray, context: int, windows: int) -> list[float]:
     """Mean next-token cross-entropy (nats) of every exit on the first windows of a token stream."""
+    context = min(context, len(tokens))
+    windows = min(windows, len(tokens) // context)
     x = torch.from_numpy(tokens[: windows * context].astype(np.int64)).view(-1, context)
     totals, count = torch.zeros(len(model.model.layers)), 0
     for rows in x.split(16):

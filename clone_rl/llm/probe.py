@@ -104,9 +104,8 @@ def auc(score: torch.Tensor, label: torch.Tensor) -> float:
     >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.75
     """
-    order = score.argsort()
-    ranks = torch.empty(len(score), dtype=torch.float64)
-    ranks[order] = torch.arange(1, len(score) + 1, dtype=torch.float64)
+    _, which, counts = score.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[which]  # equal scores share their mean rank
     positive = label > 0.5
     n, m = int(positive.sum()), int((~positive).sum())
     if n == 0 or m == 0:

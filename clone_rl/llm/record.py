@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from clone_rl.envs.trace import SPLITS, TraceSet
-from clone_rl.errors import BadValueError
+from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.llm.exits import exit_statistics
 from clone_rl.llm.model import LanguageModel, hidden_states
 from clone_rl.llm.prompts import Prompt
@@ -67,6 +67,12 @@ def record(
     """
     if not prompts:
         raise BadValueError("no prompts", "give at least one")
+    if max_new_tokens < 1:
+        raise BadValueError(f"max_new_tokens is {max_new_tokens}", "at least 1")
+    for split, prompt in prompts:
+        if split not in SPLITS:
+            raise UnknownNameError("split", split, SPLITS)
+        lm.encode_prompt(prompt.text)
     sampling = sampling or Sampling()
     kinds = sorted({prompt.kind for _, prompt in prompts})
     rows: list[dict[str, Any]] = []

@@ -137,6 +137,8 @@ class Stepper:
         """Drop the newest position of one layer's cache."""
         layer = cache.layers[index]
         layer.keys, layer.values = layer.keys[..., :-1, :], layer.values[..., :-1, :]
+        if hasattr(layer, "cumulative_length"):  # a sliding window counts what it has dropped as well
+            layer.cumulative_length -= 1
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
