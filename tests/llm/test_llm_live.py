@@ -1,0 +1,294 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.rows import Rows
+from clone_rl.envs.scenario import load_scenario
+from clone_rl.envs.trace import blank_trace
+from clone_rl.envs.world import build_world, figures
+from clone_rl.errors import BadValueError
+from clone_rl.llm.exits import exit_statistics
+from clone_rl.llm.live import LiveSession
+from clone_rl.llm.model import hidden_states
+from clone_rl.llm.sampling import Sampling
+from clone_rl.llm.tokenizer import END_ID
+from clone_rl.runtime import Decision, RuntimeController
+
+pytest_plugins = ["llm_models"]
+
+PROMPT = "Once upon a time there was a little fox who"
+GREEDY = Sampling(0.0)
+PHASE, LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
+
+
+class Scripted:
+    """Decides by a function of (token, layer); keeps what it was shown and told."""
+
+    def __init__(self, rule, layers, top=7):
+        self.rule, self.layers, self.top = rule, layers, top
+        self.asked, self.actions, self.seen, self.told = 0, [], [], []
+
+    def decide(self, observation):
+        self.seen.append(observation.copy())
+        layer = round(float(observation[LAYER]) * self.layers)
+        action = self.rule(len(self.seen) - 1, float(observation[PHASE]), layer)
+        self.actions.append(action)
+        return Decision(self.top, exit=True) if action > self.top else Decision(action)
+
+    def observe(self, latency_s, energy_j):
+        self.told.append((latency_s, energy_j))
+
+
+class Script:
+    """Sampling whose tokens are given."""
+
+    def __init__(self, tokens):
+        self.tokens = list(tokens)
+
+    def pick(self, *_):
+        return self.tokens.pop(0)
+
+
+@pytest.fixture(scope="module")
+def session(lm):
+    live = LiveSession(lm, load_scenario("default"))
+    yield live
+    live.close()
+
+
+@pytest.fixture(scope="module")
+def layers(lm):
+    return lm.shape.layers
+
+
+def performance():
+    return RuntimeController(Fixed("performance", 7), 8)
+
+
+def exits_at(depth, layers):
+    """Full depth for the prompt, then out after ``depth`` layers."""
+    return Scripted(lambda _n, phase, layer: 8 if phase and layer == depth else 7, layers)
+
+
+def mixed(layers, seed=0):
+    """Points and exits at random."""
+    rng = np.random.default_rng(seed)
+    return Scripted(lambda *_: int(rng.integers(0, 8)) if rng.random() < 0.85 else 8, layers)
+
+
+def test_full_depth_without_temperature_is_the_greedy_text_of_the_model(session, lm, layers):
+    ids = torch.tensor([lm.encode(PROMPT)])
+    answer = session.generate(PROMPT, performance(), 40, GREEDY)
+    with torch.inference_mode():
+        out = lm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=END_ID,
+            pad_token_id=END_ID,
+        )
+    assert answer.token_ids == out[0, ids.shape[1] :].tolist()
+    assert len(set(answer.token_ids)) >= 5
+    assert answer.text == lm.decode([t for t in answer.token_ids if t != END_ID])
+    assert (answer.points == 7).all()
+    assert answer.points.shape == (len(answer.token_ids), layers)
+    summary = answer.summary()
+    assert summary["mean_depth"] == layers
+    assert summary["agreement"] == 1
+    assert summary["dnll"] == 0
+    assert summary["tokens"] == len(answer.token_ids)
+
+
+@pytest.mark.parametrize("depth", [1, 4, 9])
+def test_leaving_at_one_layer_gives_the_mean_depth_and_picture_of_it(session, layers, depth):
+    answer = session.generate(PROMPT, exits_at(depth, layers), 12, GREEDY)
+    tokens = len(answer.token_ids)
+    assert tokens > 1
+    assert answer.summary()["mean_depth"] == pytest.approx((layers + depth * (tokens - 1)) / tokens)
+    assert (answer.points[0] == 7).all()
+    assert (answer.points[1:, :depth] == 7).all()
+    assert (answer.points[1:, depth:] == -1).all()
+
+
+@pytest.mark.parametrize("depth", [1, 5, 9])
+def test_an_exit_is_the_exit_of_the_model_with_its_figures(session, lm, layers, depth):
+    # The caches are exact for the first decoded token, so one teacher-forced pass shows what it has to be.
+    first = session.generate(PROMPT, performance(), 1, GREEDY).token_ids
+    states = hidden_states(lm.model, torch.tensor([[*lm.encode(PROMPT), *first]]))
+    with torch.inference_mode():
+        expected = int(lm.model.lm_head(lm.model.model.norm(states[depth - 1, -1])).argmax())
+    answer = session.generate(PROMPT, exits_at(depth, layers), 2, GREEDY)
+    assert answer.token_ids == [*first, expected]
+    quality = exit_statistics(lm.model, states[:, -1:], torch.tensor([expected]))
+    assert answer.figures["disagree"] == 1 - float(quality.agree[depth - 1, 0])
+    assert answer.figures["kl"] == pytest.approx(float(quality.kl[depth - 1, 0]), rel=1e-3, abs=1e-5)
+    assert answer.figures["dnll"] == pytest.approx(float(quality.dnll[depth - 1, 0]), rel=1e-3, abs=1e-5)
+
+
+def test_signals_shown_to_the_controller_are_those_of_the_probe(session, lm, layers):
+    controller = Scripted(lambda *_: 7, layers)
+    answer = session.generate(PROMPT, controller, 2, GREEDY)
+    states = hidden_states(lm.model, torch.tensor([[*lm.encode(PROMPT), answer.token_ids[0]]]))
+    for layer in range(1, layers):
+        agree, kl = lm.probe.signals(states[layer - 1, -1], layer).tolist()
+        shown = controller.seen[layers + layer]
+        assert shown[LAYER] == pytest.approx(layer / layers)
+        odds = np.log(np.clip(agree, 1e-6, 1 - 1e-6) / (1 - np.clip(agree, 1e-6, 1 - 1e-6))) / 6
+        assert shown[OBSERVATION.index("agree")] == pytest.approx(np.clip(odds, -1, 1), abs=1e-3)
+        assert shown[OBSERVATION.index("kl")] == pytest.approx(np.clip(np.log10(max(kl, 1e-6)) / 3 + 1, -1, 1), abs=1e-3)
+
+
+RULES = {
+    "never exits": lambda layers: Scripted(lambda n, *_: (3 * n) % 8, layers),
+    "exits at 4": lambda layers: exits_at(4, layers),
+    "anything": mixed,
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"decision_delay": 1}, {"granularity": "token"}, {"deadline": "per-token", "probe": False}]
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers, rule, changes):
+    scenario = load_scenario("default", policy_macs=1000, **changes)
+    live = LiveSession(lm, scenario)
+    controller = RULES[rule](layers)
+    answer = live.generate(PROMPT, controller, 9, GREEDY, seed=5)
+    live.close()
+    tokens = len(answer.token_ids)
+    trace = blank_trace(layers, len(lm.encode(PROMPT)), tokens)
+    rows = Rows(build_world(scenario, trace, "train", live.emulator), 1)
+    rows.reset(np.array([5]), np.zeros(1, np.int64))
+    told = []
+    for action in controller.actions:
+        assert not rows.state[0]["done"]
+        before = float(rows.state[0]["clock_s"])
+        rows.step(np.array([[action]]))
+        told.append(float(rows.state[0]["clock_s"]) - before)
+    assert rows.state[0]["done"]
+    replayed = {name: values[0].item() for name, values in figures(rows.state).items()}
+    for name in (
+        "energy_j",
+        "time_s",
+        "ttft_s",
+        "tpot_s",
+        "late",
+        "depth",
+        "switches",
+        "layer_j",
+        "kv_fill_j",
+        "probe_j",
+        "idle_j",
+    ):
+        assert answer.figures[name] == pytest.approx(replayed[name], rel=1e-9), name
+    assert [latency for latency, _ in controller.told] == pytest.approx(told, rel=1e-9)
+    assert sum(energy for _, energy in controller.told) == pytest.approx(answer.figures["energy_j"], rel=1e-9)
+    assert (answer.points >= 0).sum() == answer.figures["depth"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"decision_delay": 1}])
+def test_the_clock_of_the_tokens(lm, layers, changes):
+    live = LiveSession(lm, load_scenario("default", **changes))
+    answer = live.generate(PROMPT, mixed(layers, 3), 10, GREEDY)
+    live.close()
+    assert len(answer.emitted_s) == len(answer.due_s) == len(answer.token_ids)
+    assert all(b > a for a, b in zip(answer.emitted_s, answer.emitted_s[1:], strict=False))
+    assert answer.emitted_s[0] == answer.figures["ttft_s"]
+    gaps = np.diff(answer.due_s)
+    assert np.allclose(gaps, gaps[0])
+    assert sum(e > d for e, d in zip(answer.emitted_s, answer.due_s, strict=True)) == answer.figures["late"]
+    assert answer.emitted_s[-1] - answer.emitted_s[0] == pytest.approx(answer.figures["tpot_s"] * (len(answer.token_ids) - 1))
+
+
+def test_lower_points_take_less_energy_and_more_time(session, layers):
+    slow = session.generate(PROMPT, RuntimeController(Fixed("powersave", 2), 8), 8, GREEDY)
+    fast = session.generate(PROMPT, performance(), 8, GREEDY)
+    assert slow.token_ids == fast.token_ids
+    assert slow.figures["layer_j"] < fast.figures["layer_j"]
+    assert slow.figures["tpot_s"] > fast.figures["tpot_s"]
+
+
+def test_generation_depends_on_the_seed_alone(session, layers):
+    answers = [session.generate(PROMPT, mixed(layers), 10, Sampling(), seed) for seed in (1, 1, 2, 3, 4)]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].figures == answers[1].figures
+    assert (answers[0].points == answers[1].points).all()
+    assert len({tuple(a.token_ids) for a in answers}) > 1
+    assert len({a.figures["time_s"] for a in answers}) > 1
+
+
+def test_pace_leaves_early_and_only_where_it_may(session, lm, layers):
+    pace = RuntimeController(Pace(8, agree_bar=0.0, kl_bar=1e9), 8)
+    answer = session.generate(PROMPT, pace, 6, GREEDY)
+    assert (answer.points[0] >= 0).all()
+    assert ((answer.points[1:] >= 0).sum(1) == 1).all()
+    report = pace.report()
+    assert report["exits"] == len(answer.token_ids) - 1
+    assert report["energy_j"] == pytest.approx(answer.figures["energy_j"])
+
+
+@pytest.mark.parametrize("tokens", [[END_ID], [300, END_ID], [300, 301, 302, END_ID], [300, 301, 302, 303, END_ID]])
+def test_the_end_token_ends_the_request(session, layers, lm, tokens):
+    seen = []
+    answer = session.generate(PROMPT, exits_at(3, layers), 5, Script([*tokens, 304, 305]), on_token=seen.append)
+    assert answer.token_ids == seen == tokens
+    assert answer.figures["tokens"] == len(tokens)
+    assert answer.text == lm.decode(tokens[:-1])
+    assert answer.points.shape == (len(tokens), layers)
+    assert answer.summary()["tokens"] == len(tokens)
+
+
+def test_a_response_has_at_most_the_tokens_that_were_asked_for(session, layers):
+    seen = []
+    answer = session.generate(PROMPT, performance(), 3, Script(range(300, 310)), on_token=seen.append)
+    assert answer.token_ids == seen == [300, 301, 302]
+
+
+def test_a_response_ends_with_the_context(session, lm):
+    prompt = "7" * (lm.shape.context - 4)
+    answer = session.generate(prompt, performance(), 60, Script(range(300, 400)))
+    assert len(answer.token_ids) == 3
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_response_without_tokens_is_refused(session, most):
+    with pytest.raises(BadValueError, match=f"max_new_tokens is {most}"):
+        session.generate(PROMPT, performance(), most)
+
+
+@pytest.mark.parametrize(("prompt", "named"), [("", "empty"), (" \n", "empty"), ("7" * 400, "401 tokens")])
+def test_prompts_that_do_not_fit_are_refused(session, prompt, named):
+    with pytest.raises(BadValueError, match=named):
+        session.generate(prompt, performance())
+
+
+def test_the_service_level_is_named(session):
+    scenario = session.scenario
+    names = {session.generate(PROMPT, performance(), 1, GREEDY, seed).slo for seed in range(12)}
+    assert names <= {level.name for level in scenario.slo}
+    assert len(names) > 1
+
+
+def test_one_class_of_requests_is_one_target(lm):
+    scenario = load_scenario("default")
+    only = replace(scenario, slo=scenario.slo[-1:], slack_low=1.0, slack_high=1.0)
+    live = LiveSession(lm, only)
+    answer = live.generate(PROMPT, performance(), 3, GREEDY)
+    live.close()
+    assert answer.slo == scenario.slo[-1].name
+    assert answer.due_s[0] == pytest.approx(scenario.slo[-1].ttft_s)
+    assert answer.due_s[2] - answer.due_s[1] == pytest.approx(scenario.slo[-1].tpot_s)
+
+
+def test_closing_gives_the_model_back(lm):
+    layer = lm.model.model.layers[0]
+    before = layer.__dict__.get("forward")
+    live = LiveSession(lm, load_scenario("default"))
+    assert layer.__dict__.get("forward") is not before
+    live.close()
+    assert layer.__dict__.get("forward") is before

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clone_rl.llm.quantise import GROUP, dequantise, fake_quantise, pack, quantise, unpack, weight_bits
+
+pytest_plugins = ["llm_models"]
+
+SEEDS = st.integers(0, 10_000)
+SCALES = st.floats(1e-3, 30)
+
+
+def random(shape, seed, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def state(seed, scale=1.0):
+    return {
+        "model.embed_tokens.weight": random((40, 96), seed, scale),
+        "model.layers.0.self_attn.q_proj.weight": random((24, 2 * GROUP), seed + 1, scale),
+        "model.layers.0.mlp.down_proj.weight": random((8, 3 * GROUP), seed + 2, scale),
+        "model.layers.0.input_layernorm.weight": random((96,), seed + 3, scale),
+        "model.norm.weight": random((96,), seed + 4, scale),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bits"),
+    [
+        ("model.embed_tokens.weight", (4, 64), 8),
+        ("lm_head.weight", (4, 64), 8),
+        ("model.layers.3.mlp.up_proj.weight", (4, 64), 4),
+        ("model.layers.3.input_layernorm.weight", (64,), 32),
+        ("model.embed_norm.weight", (64,), 32),
+    ],
+)
+def test_bits_follow_the_role_of_a_tensor(name, shape, bits):
+    assert weight_bits(name, torch.zeros(shape)) == bits
+
+
+@given(SEEDS, SCALES)
+def test_what_comes_back_from_disk_is_what_was_simulated_bit_by_bit(seed, scale):
+    before = state(seed, scale)
+    after = unpack(pack(before))
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        bits = weight_bits(name, tensor)
+        assert torch.equal(after[name], tensor if bits == 32 else fake_quantise(tensor, bits))
+
+
+@given(SEEDS, SCALES, st.sampled_from([4, 8]))
+def test_quantising_twice_changes_nothing(seed, scale, bits):
+    once = fake_quantise(random((16, 2 * GROUP), seed, scale), bits)
+    assert torch.equal(fake_quantise(once, bits), once)
+
+
+@given(SEEDS, SCALES, st.sampled_from([4, 8]))
+def test_the_error_is_at_most_half_a_step(seed, scale, bits):
+    weight = random((16, 2 * GROUP), seed, scale)
+    q, step = quantise(weight, bits)
+    error = (dequantise(q, step) - weight).abs().reshape(q.shape)
+    # The largest of a group may lie beyond the last integer by what float16 rounds off the scale, at most 2^-11 of it.
+    assert (error <= step.float() * max(0.5, q.abs().max() * 2**-11) * 1.001).all()
+    assert int(q.abs().max()) == (7 if bits == 4 else 127)
+
+
+def test_each_group_of_inputs_has_a_scale_of_its_own():
+    weight = torch.ones(1, 2 * GROUP)
+    weight[0, :GROUP] = 0.01
+    assert torch.allclose(fake_quantise(weight, 4), weight, rtol=1e-3)
+    assert fake_quantise(weight, 8)[0, 0] == pytest.approx(0.01, abs=0.5 / 127)
+
+
+def test_a_matrix_of_zeros_stays_zero():
+    assert torch.equal(fake_quantise(torch.zeros(4, GROUP), 4), torch.zeros(4, GROUP))
+
+
+def test_two_4_bit_weights_share_a_byte_and_scales_are_float16():
+    packed = pack(state(0))
+    assert packed["model.layers.0.self_attn.q_proj.weight.q4"].numel() == 24 * 2 * GROUP / 2
+    assert packed["model.layers.0.self_attn.q_proj.weight.q4"].dtype == torch.uint8
+    assert packed["model.layers.0.self_attn.q_proj.weight.scale"].shape == (24, 2, 1)
+    assert packed["model.embed_tokens.weight.q8"].numel() == 40 * 96
+    assert packed["model.embed_tokens.weight.scale"].shape == (40, 1, 1)
+    assert {t.dtype for n, t in packed.items() if n.endswith("scale")} == {torch.float16}
+
+
+def test_norms_are_kept_in_float32():
+    before = state(3)
+    packed = pack(before)
+    assert torch.equal(packed["model.norm.weight"], before["model.norm.weight"])
+    assert packed["model.norm.weight"].dtype == torch.float32
+
+
+def test_quantised_weights_without_their_scale_are_refused():
+    packed = pack(state(0))
+    del packed["model.embed_tokens.weight.scale"]
+    with pytest.raises(KeyError):
+        unpack(packed)
+
+
+def test_the_embedded_model_runs_on_weights_that_the_chip_can_store(lm):
+    kept = dict(lm.model.named_parameters())
+    assert sum(weight_bits(name, p) == 4 for name, p in kept.items()) == 7 * lm.shape.layers
+    for name, parameter in kept.items():
+        if (bits := weight_bits(name, parameter)) < 32:
+            assert torch.equal(fake_quantise(parameter, bits), parameter), name
