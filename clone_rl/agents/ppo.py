@@ -67,8 +67,8 @@ class TrainConfig:
         for name in ("steps", "envs", "rollout", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise BadValueError(f"{name} is {getattr(self, name)}", "at least 1")
-        if self.seed < 0:
-            raise BadValueError(f"seed is {self.seed}", "0 or more")
+        if not 0 <= self.seed < 2**31:
+            raise BadValueError(f"seed is {self.seed}", f"0 or more, at most {2**31 - 1}")
         if self.envs * self.rollout < 2:
             raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
         _ = self.limits  # checks them before a run folder is made
@@ -328,7 +328,7 @@ class Training:
                 f"no checkpoint in {self.folder}", "the run stopped before its first checkpoint; start again"
             ) from None
         except Exception as error:
-            raise BadFileError(f"{path} cannot be read: {error}") from None
+            raise BadFileError(f"{path} is not a checkpoint ({type(error).__name__})", "start a new run") from None
         same = {**asdict(self.config), "steps": 0} == {**state["config"], "steps": 0}
         if not same:
             raise BadFileError(f"{path} was made with another configuration", "resume with the run's own config.json")

@@ -91,7 +91,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=config.limits)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
-    print(table(evaluation.summary), f"\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
+    print(f"{table(evaluation.summary)}\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
     return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **evaluation.as_json()}
 
 
@@ -124,7 +124,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
 
     out = check_output(Path(options.out))
     if options.prompt_file:
-        chosen = [(options.split, prompt) for prompt in read_prompts(Path(options.prompt_file))]
+        chosen = [(prompt.split or options.split, prompt) for prompt in read_prompts(Path(options.prompt_file))]
     else:
         counts = {split: getattr(options, split) for split in SPLITS}
         chosen = [(split, p) for split, n in counts.items() if n for p in make_prompts(split, n)]
@@ -190,10 +190,10 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.cli.run_folder import check_output
     from clone_rl.llm.sampling import Sampling
 
-    if options.picture:
-        check_output(Path(options.picture))
+    if options.picture and check_output(Path(options.picture)).suffix != ".png":
+        raise BadValueError(f"picture {options.picture}", "a PNG file: end it in .png")
     sampling = Sampling(options.temperature, options.top_k)
-    texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file else [options.prompt]
+    texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file is not None else [options.prompt]
     session, runtime = live_session(options, options.controller, Limits())
     results = []
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from clone_rl.errors import BadValueError, CloneRLError, MissingExtraError
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError, MissingExtraError
 from clone_rl.version import __version__
 
 _STORY = (
@@ -19,10 +19,20 @@ _STORY = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, so that bad usage is reported like any other error."""
+    """Raises instead of exiting, so that bad usage is reported like any other error; options are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         raise BadValueError(message, f"see {self.prog} --help")
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**31:
+        raise BadValueError(f"seed is {text}", f"0 or more, at most {2**31 - 1}")
+    return seed
 
 
 def _add_scenario(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +62,7 @@ def _build() -> argparse.ArgumentParser:
 
     demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.")
     demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
     demo.add_argument("--prompt", default=_STORY, help="text to continue (default: %(default)r)")
     demo.add_argument("--max-new-tokens", type=int, default=80, help="longest response, tokens (default: 80)")
     demo.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
@@ -78,15 +88,15 @@ def _build() -> argparse.ArgumentParser:
     _add_scenario(evaluate)
     evaluate.add_argument("--traces", default="", help="shipped trace set or folder (default: the scenario's)")
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: 'test')")
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of service levels and interference (default: 0)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="seed of service levels and interference (default: 0)")
     evaluate.add_argument("--repeats", type=int, default=1, help="draws of them for each document (default: 1)")
     evaluate.add_argument("--out", default="", help="CSV file for one row per controller and request (default: none)")
     _add_limits(evaluate)
 
     generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.")
     source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", default="", help="text to continue")
-    source.add_argument("--prompt-file", default="", help="one prompt a line, or JSON lines with a 'prompt' field")
+    source.add_argument("--prompt", help="text to continue")
+    source.add_argument("--prompt-file", help="one prompt a line, or JSON lines with a 'prompt' field")
     generate.add_argument(
         "--controller",
         default="default",
@@ -97,7 +107,7 @@ def _build() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
     generate.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from (default: 40)")
-    generate.add_argument("--seed", type=int, default=0, help="of sampling, service level and interference (default: 0)")
+    generate.add_argument("--seed", type=_seed, default=0, help="of sampling, service level and interference (default: 0)")
     generate.add_argument("--slo", default="", help="service level by name, e.g. chatbot (default: drawn by the seed)")
     generate.add_argument(
         "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
@@ -107,7 +117,9 @@ def _build() -> argparse.ArgumentParser:
     record.add_argument("--out", required=True, help="folder to create")
     record.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
     record.add_argument(
-        "--prompt-file", default="", help="record these prompts instead of the shipped ones (JSONL may give 'answer')"
+        "--prompt-file",
+        default="",
+        help="record these prompts instead of the shipped ones (JSONL may give 'answer' and 'split')",
     )
     record.add_argument("--split", default="test", help="split that the prompts of --prompt-file belong to (default: 'test')")
     for split, count in (("train", 100), ("validation", 25), ("test", 50)):
@@ -174,6 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name and error.name.startswith("clone_rl"):
             raise
         _report(MissingExtraError(f"this needs {error.name}", "pip install 'clone-rl[all]'"), as_json)
+        return 2
+    except OSError as error:
+        _report(BadFileError(f"{error.filename}: {error.strerror}"), as_json)
         return 2
     except KeyboardInterrupt:
         print("clone-rl: interrupted", file=sys.stderr)

@@ -13,8 +13,8 @@ from clone_rl.llm.prompts import Prompt
 def read_prompts(path: Path) -> list[Prompt]:
     """Read the prompts of a file.
 
-    A ``.jsonl`` file, or one whose first line starts with ``{``, holds JSON objects with ``prompt`` and, if there is an exact
-    one, ``answer``; any other file holds one prompt a line. Blank lines are skipped.
+    A ``.jsonl`` file, or one whose first line starts with ``{``, holds JSON objects with ``prompt`` and, where wanted, an
+    exact ``answer``, a ``kind`` and a ``split``; any other file holds one prompt a line. Blank lines are skipped.
 
     Raises:
         BadFileError: The file is missing, empty or binary, or a line is broken (its number is named).
@@ -44,5 +44,6 @@ def read_prompts(path: Path) -> list[Prompt]:
             raise BadFileError(f"{path}, line {number}: no 'prompt' string", 'write {"prompt": "..."}')
         if not isinstance(entry.get("answer", ""), str):
             raise BadFileError(f"{path}, line {number}: 'answer' is not a string")
-        prompts.append(Prompt(str(entry.get("kind", "user")), entry["prompt"], entry.get("answer", ""), number))
+        kind, split = str(entry.get("kind", "user")), str(entry.get("split", ""))
+        prompts.append(Prompt(kind, entry["prompt"], entry.get("answer", ""), number, split))
     return prompts

@@ -115,7 +115,7 @@ class TraceSet:
             raise UnknownNameError("split", split, SPLITS)
         found = np.flatnonzero(self.split == SPLITS.index(split))
         if len(found) == 0:
-            raise BadValueError(f"{self.source} has no {split} documents", "record some with clone-rl record")
+            raise BadValueError(f"{self.source} has no {split} documents", "record prompts with --split " + split)
         return found
 
     def mean_tokens(self, split: str = "train") -> NDArray[np.float64]:

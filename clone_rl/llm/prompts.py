@@ -40,12 +40,14 @@ class Prompt:
         text: What the model is given.
         answer: The exact continuation, with its leading space; empty where there is no single right one (stories).
         seed: Seed that regenerates it.
+        split: Split that it is meant for, where it says so.
     """
 
     kind: str
     text: str
     answer: str
     seed: int
+    split: str = ""
 
 
 def _story(rng: random.Random) -> tuple[str, str]:

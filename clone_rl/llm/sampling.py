@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from clone_rl.errors import BadValueError
+
+_GREEDY = 1e-4
+"""Temperatures below this take the most probable token: dividing by them would overflow."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,14 @@ class Sampling:
     top_k: int = 40
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise BadValueError(f"temperature is {self.temperature}", "0 (greedy) or more")
         if self.top_k < 1:
             raise BadValueError(f"top_k is {self.top_k}", "at least 1")
 
     def pick(self, logits: torch.Tensor, generator: torch.Generator) -> int:
         """One token from logits (vocabulary,)."""
-        if self.temperature == 0:
+        if self.temperature < _GREEDY:
             return int(logits.argmax())
         values, ids = logits.topk(min(self.top_k, len(logits)))
         return int(ids[torch.multinomial((values / self.temperature).softmax(-1), 1, generator=generator)])
