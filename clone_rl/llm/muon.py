@@ -1,7 +1,7 @@
 """Muon in the precision of its parameters.
 
-``torch.optim.Muon`` orthogonalises in bfloat16, one matrix at a time, which takes 22 s a step on a CPU without bfloat16
-instructions; here matrices of one shape are stacked and the iteration runs in float32.
+``torch.optim.Muon`` orthogonalises in bfloat16, one matrix at a time, which crawls on a CPU without bfloat16 instructions;
+here matrices of one shape are stacked and the iteration runs in float32.
 """
 
 from __future__ import annotations
