@@ -26,6 +26,7 @@ from clone_rl.agents.tune import tune_pace
 from clone_rl.agents.warm_start import clone, demonstrations
 from clone_rl.envs import ENV_IDS, check_env_id
 from clone_rl.envs import vector as vector_envs
+from clone_rl.envs.control import load_control
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.files import replacing
 
@@ -229,8 +230,6 @@ class Training:
             self._restore()
 
     def _macs(self, stem: str) -> int:
-        from clone_rl.envs.control import load_control
-
         kind = "layer" if stem == "LayerControl" else "token"
         heads = load_control(kind, self.config.scenario, **self.config.changes).heads
         sizes = (16, *_HIDDEN, sum(heads))

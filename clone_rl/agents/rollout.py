@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Controller
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
+from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.world import build_emulator, build_world, figures
 from clone_rl.errors import BadValueError
 
 
+def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
+    """The same scenario with this controller's own overheads."""
+    return replace(scenario, policy_macs=controller.macs, probe=controller.probes)
+
+
 def charged_for(control: Control, controller: Controller, split: str) -> Control:
     """The same scenario with this controller's own overheads and action space, on a split."""
-    scenario = replace(control.scenario, policy_macs=controller.macs, probe=controller.probes)
+    scenario = charged_scenario(control.scenario, controller)
     emulator = build_emulator(scenario, control.emulator.model)
     world = build_world(scenario, control.traces, split, emulator)
     return replace(control, kind=controller.kind, scenario=scenario, emulator=emulator, world=world)

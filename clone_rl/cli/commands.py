@@ -118,8 +118,9 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl record``."""
     from clone_rl.cli.prompt_file import read_prompts
     from clone_rl.cli.run_folder import check_output
+    from clone_rl.envs.trace import SPLITS
     from clone_rl.llm.model import load_model
-    from clone_rl.llm.prompts import SPLITS, make_prompts
+    from clone_rl.llm.prompts import make_prompts
     from clone_rl.llm.record import record as run
 
     out = check_output(Path(options.out))
@@ -139,6 +140,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
 
 def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tuple[Any, Any]:
     """A model in a scenario with a controller in its loop: ``(session, runtime controller)``."""
+    from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
     from clone_rl.llm.live import LiveSession
     from clone_rl.llm.model import load_model
@@ -147,7 +149,7 @@ def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tupl
     control = _control(options)
     controller = make_controller(name, control, limits)
     runtime = RuntimeController(controller, len(control.world.points))
-    scenario = replace(control.scenario, policy_macs=controller.macs, probe=controller.probes)
+    scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
         classes = {level.name: level for level in scenario.slo}
         if wanted not in classes:

@@ -25,6 +25,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.agents.ppo import TrainConfig
     from clone_rl.cli.controllers import make_controller
     from clone_rl.envs.control import load_control
+    from clone_rl.envs.trace import SPLITS
     from clone_rl.evaluation.protocol import evaluate
     from clone_rl.evaluation.report import table, write_rows
     from clone_rl.llm.model import load_model
@@ -41,7 +42,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
 
     control = load_control("layer", config.scenario, "test")
     traces = control.traces
-    counts = ", ".join(f"{len(traces.documents(split))} {split}" for split in ("train", "validation", "test"))
+    counts = ", ".join(f"{len(traces.documents(split))} {split}" for split in SPLITS)
     _say(f"2. traces: the shipped set, recorded from this model ({counts} requests; {int(traces.offset[-1])} tokens)")
     if traces.card["model_sha256"] != lm.sha256:
         _say("   note: they were recorded from another version of the model")

@@ -17,7 +17,6 @@ from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.workload import ModelShape
 
-CONTROLS = ("layer", "token")
 DEFAULT_GROUPS = 5
 """Layer groups of token control; the cost of a PPO update grows with the number of heads."""
 

@@ -10,14 +10,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from clone_rl.envs.trace import SPLITS
 from clone_rl.errors import BadValueError, UnknownNameError
 
 RESERVED_PER_KIND = 2_000
 """Prompts of each kind that every split keeps for itself, whether it uses them all or not."""
 
 KINDS = ("story", "arithmetic", "list", "question")
-SPLITS = ("train", "validation", "test")
-
 _SPLIT_BASE = {"train": 1_000_000_000, "validation": 2_000_000_000, "test": 3_000_000_000}
 
 _NAMES = ("Anna", "Ben", "Clara", "Dan", "Emma", "Fred", "Grace", "Henry", "Jack", "Kate", "Lucy", "Mary", "Peter", "Rose")
@@ -167,7 +166,7 @@ def make_prompts(split: str, per_kind: int) -> list[Prompt]:
     """``per_kind`` distinct prompts of every kind, in a fixed order, disjoint from the other splits.
 
     Args:
-        split: One of ``SPLITS``.
+        split: One of ``clone_rl.envs.trace.SPLITS``.
         per_kind: Number of prompts of each kind, > 0.
 
     Raises:
