@@ -29,15 +29,22 @@ class CloneRLError(Exception):
 
 
 class UnknownNameError(CloneRLError):
-    """A name that is not in the list of known ones; suggests the nearest."""
+    """A name that is not in the list of known ones; suggests the nearest.
+
+    Args:
+        what: Kind of name.
+        name: What was given.
+        known: What is known.
+        also: What would have been accepted besides, for example "or a path that ends in .toml".
+    """
 
     kind = "unknown_name"
 
-    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, what: str, name: str, known: Iterable[str], also: str = "") -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {what} {name!r}", hint)
+        super().__init__(f"unknown {what} {name!r}", f"{hint} {also}".strip())
 
 
 class BadFileError(CloneRLError):

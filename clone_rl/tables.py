@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from collections.abc import Collection
 from dataclasses import MISSING, fields
@@ -31,17 +32,19 @@ def load_toml(what: str, name: str, package: str, folder: str) -> dict[str, Any]
     if not name.endswith(".toml"):
         known = shipped(package, folder)
         if name not in known:
-            raise UnknownNameError(what, name, known)
+            raise UnknownNameError(what, name, known, "or give a path that ends in .toml")
         return tomllib.loads((resources.files(package) / folder / f"{name}.toml").read_text(encoding="utf-8"))
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadFileError(f"no such {what} file: {name}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFileError(f"{name} is not a {what} file: {error}") from None
 
 
-def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str] = ()) -> T:
+def read_table(
+    cls: type[T], table: Any, where: str, may_be_zero: Collection[str] = (), may_be_negative: Collection[str] = ()
+) -> T:
     """Build a dataclass from a table: known keys only, declared types only, numbers finite and positive.
 
     Args:
@@ -49,6 +52,7 @@ def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str
         table: What was parsed.
         where: File and section, named in errors.
         may_be_zero: Numeric fields that may be 0.
+        may_be_negative: Numeric fields of any sign, such as temperatures.
 
     Raises:
         BadFileError: The table breaks one of these rules.
@@ -58,7 +62,10 @@ def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str
     hints = get_type_hints(cls)
     for key in table:
         if key not in hints:
-            raise BadFileError(f"{where}: {UnknownNameError('key', key, hints)}")
+            with_unit = [name for name in hints if name.startswith(f"{key}_")]
+            if len(with_unit) == 1:
+                raise BadFileError(f"{where}: unknown key {key!r}", f"keys carry their unit: did you mean {with_unit[0]!r}?")
+            raise BadFileError(f"{where}: {(error := UnknownNameError('key', key, hints)).message}", error.hint)
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in table:
@@ -66,6 +73,8 @@ def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str
                 raise BadFileError(f"{where}: missing key {field.name!r}")
             continue
         value, kind = table[field.name], hints[field.name]
+        if kind in (int, float) and type(value) is int and abs(value) > sys.float_info.max:
+            raise BadFileError(f"{where}: {field.name} has {len(str(value))} digits", "write a finite number")
         if kind is float and type(value) is int:
             value = float(value)
         if kind in (int, float, bool, str) and type(value) is not kind:
@@ -73,7 +82,8 @@ def read_table(cls: type[T], table: Any, where: str, may_be_zero: Collection[str
         if kind in (int, float):
             if not math.isfinite(value):
                 raise BadFileError(f"{where}: {field.name} is {value!r}", "write a finite number")
-            if value < 0 or (value == 0 and field.name not in may_be_zero):
+            signed = field.name in may_be_negative
+            if not signed and (value < 0 or (value == 0 and field.name not in may_be_zero)):
                 raise BadFileError(f"{where}: {field.name} is {value!r}", "write a positive number")
         values[field.name] = value
     return cls(**values)

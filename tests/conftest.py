@@ -1,6 +1,5 @@
 """Small synthetic traces that every test of the lower floors shares."""
 
-import dataclasses
 import hashlib
 import os
 import tempfile
@@ -17,14 +16,14 @@ from hypothesis import settings  # noqa: E402
 
 from clone_rl.envs.control import load_control  # noqa: E402
 from clone_rl.envs.trace import TraceSet  # noqa: E402
-from clone_rl.hw_emulator import Emulator, ModelShape, load_chip  # noqa: E402
+from clone_rl.hw_emulator import Emulator, Workload, load_chip  # noqa: E402
 
 settings.register_profile("clone_rl", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("clone_rl")
 
 LAYERS = 10
 KINDS = ["story", "arithmetic", "list", "question"]
-SHAPE = ModelShape(layers=LAYERS, hidden_size=256, heads=4, kv_heads=2, ff_size=768)
+SHAPE = Workload(layers=LAYERS, hidden_size=256, heads=4, kv_heads=2, ff_size=768)
 
 
 def synthetic_traces(documents: int = 30, seed: int = 7) -> TraceSet:
@@ -38,7 +37,7 @@ def synthetic_traces(documents: int = 30, seed: int = 7) -> TraceSet:
     kl = (1.5 * (1 - chance) * rng.uniform(0.3, 1.0, chance.shape)).astype(np.float32)
     guess = np.clip(chance + rng.normal(0.0, 0.02, chance.shape), 0, 1)
     return TraceSet(
-        card={"layers": LAYERS, "kinds": KINDS, "shape": dataclasses.asdict(SHAPE)},
+        card={"layers": LAYERS, "kinds": KINDS, "shape": SHAPE.as_dict()},
         offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         prompt_tokens=rng.integers(4, 41, documents),
         split=np.repeat([0, 1, 2], [documents - 14, 5, 9]),

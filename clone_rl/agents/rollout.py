@@ -24,7 +24,7 @@ def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
 def charged_for(control: Control, controller: Controller, split: str) -> Control:
     """The same scenario with this controller's own overheads and action space, on a split."""
     scenario = charged_scenario(control.scenario, controller)
-    emulator = build_emulator(scenario, control.emulator.model)
+    emulator = build_emulator(scenario, control.emulator.workload)
     world = build_world(scenario, control.traces, split, emulator)
     return replace(control, kind=controller.kind, scenario=scenario, emulator=emulator, world=world)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,21 @@ from clone_rl.envs.kernel import N_OBS, World
 from clone_rl.envs.scenario import Scenario, load_scenario
 from clone_rl.envs.trace import TraceSet, load_traces
 from clone_rl.envs.world import build_emulator, build_world
-from clone_rl.errors import BadFileError, BadValueError
+from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
-from clone_rl.hw_emulator.workload import ModelShape
+from clone_rl.hw_emulator.workload import Workload, stored_workload
 
 DEFAULT_GROUPS = 5
 """Layer groups of token control; the cost of a PPO update grows with the number of heads."""
 
 
-def traced_shape(traces: TraceSet) -> ModelShape:
-    """Shape of the model that a trace set was recorded from."""
-    try:
-        shape = traces.card["shape"]
-        return ModelShape(**{f.name: shape[f.name] for f in fields(ModelShape)})
-    except (KeyError, TypeError) as error:
-        raise BadFileError(f"{traces.source}: the card has no model shape: {error}", "record it again") from None
+def traced_workload(traces: TraceSet) -> Workload:
+    """What the model that a trace set was recorded from asks of the chip.
+
+    Raises:
+        BadFileError: The card does not say.
+    """
+    return stored_workload(traces.card.get("shape"), traces.source)
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def load_control(
     """
     loaded = load_scenario(scenario, **changes)
     traces = load_traces(loaded.traces)
-    shape = traced_shape(traces)
-    if not 1 <= groups <= min(8, shape.layers):
-        raise BadValueError(f"{groups} layer groups", f"1 to {min(8, shape.layers)}")
-    emulator = build_emulator(loaded, shape)
+    workload = traced_workload(traces)
+    if not 1 <= groups <= min(8, workload.layers):
+        raise BadValueError(f"{groups} layer groups", f"1 to {min(8, workload.layers)}")
+    emulator = build_emulator(loaded, workload)
     return Control(kind, loaded, traces, emulator, build_world(loaded, traces, split, emulator), groups)

@@ -2,8 +2,9 @@
 
 State is one record per row and randomness is counter-based. Order of one decision: the controller and
 the probe are charged, then either the layer runs (after a switch, if the point changed) or the token exits (caches of the
-skipped layers are filled, at the current point). The head runs at the point of the last layer. A request that finishes
-before its last deadline idles until then, so that racing and crawling are compared over the same time.
+skipped layers are filled, at the current point). The head runs at the point of the last layer. A hot die throttles: points
+above what its temperature allows are lowered. A request that finishes before its last deadline idles until then, so that
+racing and crawling are compared over the same time; the chip then wakes for the next request.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
-from clone_rl.hw_emulator.cost import idle_power, switch_cost, warm, work_cost, work_latency
-from clone_rl.hw_emulator.emulator import HEAD, KV_FILL, LAYER, POLICY, PROBE
+from clone_rl.hw_emulator.cost import highest_allowed, idle_power, switch_cost, warm, work_cost, work_latency
+from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 STATE = np.dtype(
     [
@@ -109,7 +110,7 @@ OBSERVATION = (
     "agree_trend",  # change since the boundary before
     "kl",  # probe: predicted KL(full || exit), log10(nats) / 3 + 1
     "slack",  # time to the due time / target, -1 to 1 for -2 to 2 targets
-    "pressure",  # full-depth time left at the top point / time to the due time
+    "pressure",  # full-depth time left at the highest allowed point / time to the due time
     "lowest_feasible",  # lowest point that meets the due time at full depth / top
     "point",  # current operating point / top
     "busy",  # a co-runner is active
@@ -132,6 +133,8 @@ class World(NamedTuple):
     constants: NDArray[np.void]
     points: NDArray[np.void]
     work: NDArray[np.void]
+    classes: NDArray[np.int64]
+    remaining: NDArray[np.int64]
     rules: NDArray[np.void]
     slo: NDArray[np.float64]
     documents: NDArray[np.int64]
@@ -160,7 +163,7 @@ def reset(s: Any, world: World, seed: int, episode: int, document: int) -> None:
     s.point = len(world.points) - 1
     s.pending = s.point
     s.die_c = s.package_c = world.constants[0].ambient_c
-    s.clock_s, s.slot = 0.0, 0
+    s.clock_s, s.slot = world.constants[0].wake_s, 0
     share = rules.to_busy / (rules.to_busy + rules.to_idle)
     s.busy = 1 if uniform(seed, episode, INTERFERENCE, 0) < share else 0
     s.slo, s.ttft_s, s.tpot_s = slo, world.slo[slo, 0] * slack, world.slo[slo, 1] * slack
@@ -188,19 +191,19 @@ def may_change(s: Any, granularity: int) -> bool:
 
 
 @njit(cache=True)
-def _rows_and_context(s: Any) -> Any:
+def _rows_context_causal(s: Any) -> Any:
     if s.token == 0:
-        return float(s.prompt), 0.5 * (s.prompt + 1.0)
-    return 1.0, float(s.prompt + s.token)
+        return float(s.prompt), 0.0, True
+    return 1.0, float(s.prompt + s.token), False
 
 
 @njit(cache=True)
-def _run(s: Any, world: World, piece: int, rows: float, context: float) -> Any:
+def _run(s: Any, world: World, piece: int, rows: float, context: float, causal: bool) -> Any:
     """Latency and energy of a piece of work as things stand now."""
-    rules = world.rules[0]
-    slowdown = rules.slowdown if s.busy else 1.0
-    cost = work_cost(world.constants[0], world.points[s.point], world.work[piece], rows, context, s.die_c, slowdown)
-    return cost[0], cost[1] + cost[2] + cost[3] + cost[4] + cost[5] + cost[6]
+    chip, point, work = world.constants[0], world.points[s.point], world.work[piece]
+    slowdown = world.rules[0].slowdown if s.busy else 1.0
+    cost = work_cost(chip, point, work, rows, context, causal, s.die_c, slowdown)
+    return cost[0], cost[1] + cost[2] + cost[3] + cost[4] + cost[5] + cost[6] + cost[7]
 
 
 @njit(cache=True)
@@ -223,20 +226,27 @@ def _pass_time(s: Any, world: World, seconds: float, energy_j: float) -> None:
 @njit(cache=True)
 def need_s(s: Any, world: World, point: int) -> float:
     """Seconds that the rest of this token takes at full depth at a point, under the interference of this moment."""
-    rows, context = _rows_and_context(s)
+    rows, context, causal = _rows_context_causal(s)
     chip, at = world.constants[0], world.points[point]
-    layers = world.rules[0].layers - s.layer
-    quiet = layers * work_latency(chip, at, world.work[LAYER], rows, context) + work_latency(
-        chip, at, world.work[HEAD], 1.0, 0.0
-    )
+    quiet = work_latency(chip, at, world.work[HEAD], 1.0, 0.0, False)
+    for kind in range(len(world.classes)):
+        layers = world.remaining[s.layer, kind]
+        if layers > 0:
+            quiet += layers * work_latency(chip, at, world.work[LAYER + world.classes[kind]], rows, context, causal)
     return float(quiet * (world.rules[0].slowdown if s.busy else 1.0))
+
+
+@njit(cache=True)
+def top_point(s: Any, world: World) -> int:
+    """Highest point that the die's temperature allows."""
+    return int(highest_allowed(world.constants[0], len(world.points) - 1, s.die_c))
 
 
 @njit(cache=True)
 def lowest_feasible(s: Any, world: World) -> int:
     """Lowest point that meets the due time at full depth; the top one where none does. Latency falls with the point."""
     left = s.due_s - s.clock_s
-    low, high = 0, len(world.points) - 1
+    low, high = 0, top_point(s, world)
     while low < high:
         middle = (low + high) // 2
         if need_s(s, world, middle) <= left:
@@ -277,7 +287,7 @@ def _emit(s: Any, world: World, depth: int, cost: Any) -> None:
         final_due_s = s.due_s - s.tpot_s if not rules.per_token else s.clock_s
         if final_due_s > s.clock_s:
             idle_s = final_due_s - s.clock_s
-            idle_j = idle_s * idle_power(world.constants[0], s.die_c)
+            idle_j = idle_s * idle_power(world.constants[0], s.die_c) + world.constants[0].wake_j
             s.idle_j += idle_j
             _pass_time(s, world, idle_s, idle_j)
 
@@ -300,10 +310,10 @@ def _decide(s: Any, world: World, reads: bool) -> None:
     rules = world.rules[0]
     seconds = joules = 0.0
     if rules.probe and reads:
-        seconds, joules = _run(s, world, PROBE, 1.0, 0.0)
+        seconds, joules = _run(s, world, PROBE, 1.0, 0.0, False)
         s.probe_j += joules
     if rules.policy:
-        policy_s, policy_j = _run(s, world, POLICY, 1.0, 0.0)
+        policy_s, policy_j = _run(s, world, POLICY, 1.0, 0.0, False)
         s.policy_j += policy_j
         joules += policy_j
         # A decision made one boundary ahead runs beside the layer, on the special-function unit.
@@ -319,22 +329,25 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
     top = len(world.points) - 1
     if action > top and may_exit(s):
         depth = s.layer
-        seconds, joules = _run(s, world, KV_FILL + rules.layers - depth, 1.0, 0.0)
+        fill = LAYER + rules.layers + (rules.layers - depth)
+        seconds, joules = _run(s, world, fill, 1.0, float(s.prompt + s.token), False)
         s.kv_fill_j += joules
-        head_s, head_j = _run(s, world, HEAD, 1.0, 0.0)
+        head_s, head_j = _run(s, world, HEAD, 1.0, 0.0, False)
         s.head_j += head_j
         _pass_time(s, world, seconds + head_s, joules + head_j)
         _emit(s, world, depth, cost)
         return
-    if action <= top and action != s.point and may_change(s, rules.granularity):
+    wanted = action if action <= top and may_change(s, rules.granularity) else s.point
+    wanted = min(wanted, top_point(s, world))
+    if wanted != s.point:
         points = world.points
-        seconds, joules = switch_cost(world.constants[0], points[s.point], points[action], s.die_c)
+        seconds, joules = switch_cost(world.constants[0], points[s.point], points[wanted], s.die_c)
         s.switch_j += joules
         s.switches += 1.0
-        s.point = action
+        s.point = wanted
         _pass_time(s, world, seconds, joules)
-    rows, context = _rows_and_context(s)
-    seconds, joules = _run(s, world, LAYER, rows, context)
+    rows, context, causal = _rows_context_causal(s)
+    seconds, joules = _run(s, world, LAYER + s.layer, rows, context, causal)
     s.layer_j += joules
     s.layer += 1
     if s.layer < rules.layers:
@@ -345,7 +358,7 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
             s.agree = world.signal[at, s.layer - 1, 0]
             s.kl = world.signal[at, s.layer - 1, 1]
         return
-    head_s, head_j = _run(s, world, HEAD, 1.0, 0.0)
+    head_s, head_j = _run(s, world, HEAD, 1.0, 0.0, False)
     s.head_j += head_j
     _pass_time(s, world, seconds + head_s, joules + head_j)
     _emit(s, world, rules.layers, cost)
@@ -425,7 +438,7 @@ def observe(s: Any, world: World, out: Any) -> None:
     top = len(world.points) - 1
     left = s.due_s - s.clock_s
     target = s.ttft_s if s.token == 0 else s.tpot_s
-    need = need_s(s, world, top)
+    need = need_s(s, world, top_point(s, world))
     out[0] = 1.0 if s.token > 0 else 0.0
     out[1] = s.layer / rules.layers
     out[2] = sureness(s.agree)
@@ -440,5 +453,5 @@ def observe(s: Any, world: World, out: Any) -> None:
     out[11] = min(1.0, s.token / rules.max_length)
     out[12] = s.ttft_s / rules.max_ttft_s
     out[13] = s.tpot_s / rules.max_tpot_s
-    out[14] = min(1.0, max(-1.0, (world.constants[0].limit_c - s.die_c) / 100.0))
+    out[14] = min(1.0, max(-1.0, (world.constants[0].throttle_c - s.die_c) / 100.0))
     out[15] = min(1.0, s.length / rules.max_length)

@@ -13,7 +13,7 @@ from clone_rl.envs.trace import SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import load_chip
 from clone_rl.hw_emulator.emulator import Emulator
-from clone_rl.hw_emulator.workload import ModelShape
+from clone_rl.hw_emulator.workload import Workload
 
 REFERENCE_CONTEXT = 64.0
 """Context (tokens) at which the reference energy of the reward is taken."""
@@ -21,10 +21,10 @@ REFERENCE_CONTEXT = 64.0
 _MAX_LENGTH = 128.0
 
 
-def build_emulator(scenario: Scenario, model: ModelShape) -> Emulator:
+def build_emulator(scenario: Scenario, workload: Workload) -> Emulator:
     """The scenario's chip loaded with a model of this shape."""
     return Emulator(
-        load_chip(scenario.chip), model, scenario.switching or None, signals=len(SIGNALS), policy_macs=scenario.policy_macs
+        load_chip(scenario.chip), workload, scenario.switching or None, signals=len(SIGNALS), policy_macs=scenario.policy_macs
     )
 
 
@@ -41,15 +41,15 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         BadValueError: The traces are of a model of another depth, or the split is empty.
         UnknownNameError: Unknown split.
     """
-    if traces.layers != emulator.model.layers:
+    if traces.layers != emulator.workload.layers:
         raise BadValueError(
-            f"the traces have {traces.layers} layers and the model {emulator.model.layers}",
+            f"the traces have {traces.layers} layers and the model {emulator.workload.layers}",
             "record traces of this model with clone-rl record",
         )
     other = scenario.interference
     rules = np.zeros(1, RULES)
     for name, value in {
-        "layers": emulator.model.layers,
+        "layers": emulator.workload.layers,
         "slack_low": scenario.slack_low,
         "slack_high": scenario.slack_high,
         "slowdown": other.slowdown,
@@ -65,7 +65,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         "late": scenario.weights.late,
         "disagree": scenario.weights.disagree,
         "kl": scenario.weights.kl,
-        "context": emulator.model.context,
+        "context": emulator.workload.context,
         "max_ttft_s": max(c.ttft_s for c in scenario.slo) * scenario.slack_high,
         "max_tpot_s": max(c.tpot_s for c in scenario.slo) * scenario.slack_high,
         "max_length": _MAX_LENGTH,
@@ -75,6 +75,8 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         constants=emulator.constants,
         points=emulator.points,
         work=emulator.work,
+        classes=np.array(emulator.classes, np.int64),
+        remaining=emulator.remaining,
         rules=rules,
         slo=np.array([(c.ttft_s, c.tpot_s) for c in scenario.slo]),
         documents=traces.documents(split),

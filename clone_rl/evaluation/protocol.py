@@ -124,7 +124,7 @@ def evaluate(
     summary, requests = [], []
     for controller in progress(controllers):
         figures = run_requests(control, controller, split, documents, seed)
-        row = summarise(controller.name, figures, strata, limits or Limits(), control.emulator.chip.power.limit_w, seed)
+        row = summarise(controller.name, figures, strata, limits or Limits(), control.emulator.chip.limit_w, seed)
         summary.append({**row, "settings": controller.describe()})
         for i in range(len(documents)):
             requests.append(

@@ -1,4 +1,4 @@
-"""How long a change of voltage and frequency stalls the chip, by mechanism.
+"""How long a change of voltage and frequency stalls the chip, by mechanism, and in which order it happens.
 
 Frequency falls before voltage and rises after it: going down costs the relock alone (the voltage follows while the chip
 runs), going up waits for the voltage as well.
@@ -16,8 +16,8 @@ class Mechanism:
     """One way to change the operating point.
 
     Attributes:
-        relock_s: Stall of every change.
-        slew_s_per_v: Further stall per volt of increase.
+        relock_s: Stall of every change: command and clock.
+        slew_s_per_v: Time that the voltage takes per volt; it stalls the chip only on the way up.
     """
 
     relock_s: float
@@ -27,13 +27,15 @@ class Mechanism:
 MECHANISMS = {
     # For studies of what switching costs.
     "ideal": Mechanism(0.0, 0.0),
-    # 28 nm switched-capacitor regulator, 20 ns transitions (Zimmer, JSSC 51(4) 2016), and an oscillator fed by it;
-    # EdgeBERT's LDO slews 3.8 ns per 50 mV.
+    # LDO or switched-capacitor regulator and an all-digital clock beside it: 20 ns transitions in 28 nm (Zimmer, JSSC
+    # 51(4) 2016); EdgeBERT's LDO slews 3.8 ns per 50 mV.
     "on-chip": Mechanism(20e-9, 76e-9),
     # 30 us command and PLL relock, PMIC ramp of 27.5 mV/us (Jetson Nano device tree, vdd_soc).
     "pmic": Mechanism(30e-6, 1 / 27.5e3),
     # Declared latency of Linux tegra186-cpufreq (300 us), same ramp.
     "os": Mechanism(300e-6, 1 / 27.5e3),
+    # Jetson GPU clock through sysfs: users wait 100 ms after a write (EnergyLLM's code), same ramp.
+    "devfreq": Mechanism(100e-3, 1 / 27.5e3),
 }
 """Known mechanisms; sources in the comments."""
 
@@ -47,3 +49,42 @@ def mechanism(name: str) -> Mechanism:
     if name not in MECHANISMS:
         raise UnknownNameError("switching mechanism", name, MECHANISMS)
     return MECHANISMS[name]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a transition: what changes, over which time, to which values.
+
+    Attributes:
+        start_s, end_s: Since the request for the change.
+        action: ``"frequency"`` or ``"voltage"``.
+        voltage_v, frequency_hz: In force once the step has ended.
+        stalled: Whether the clock stands still meanwhile.
+    """
+
+    start_s: float
+    end_s: float
+    action: str
+    voltage_v: float
+    frequency_hz: float
+    stalled: bool
+
+
+def transition(how: Mechanism, old: tuple[float, float], new: tuple[float, float]) -> list[Step]:
+    """Order and times of a change between two operating points, each (voltage_v, frequency_hz).
+
+    The clock is never above what the voltage of the moment carries. ``cost.switch_cost`` charges the stalled steps.
+
+    >>> [step.action for step in transition(MECHANISMS["pmic"], (1.0, 500e6), (0.8, 342e6))]
+    ['frequency', 'voltage']
+    >>> [step.action for step in transition(MECHANISMS["pmic"], (0.8, 342e6), (1.0, 500e6))]
+    ['voltage', 'frequency']
+    """
+    ramp_s = abs(new[0] - old[0]) * how.slew_s_per_v
+    if new[0] < old[0]:
+        return [
+            Step(0.0, how.relock_s, "frequency", old[0], new[1], True),
+            Step(how.relock_s, how.relock_s + ramp_s, "voltage", new[0], new[1], False),
+        ]
+    steps = [Step(0.0, ramp_s, "voltage", new[0], old[1], True)] if new[0] > old[0] else []
+    return [*steps, Step(ramp_s, ramp_s + how.relock_s, "frequency", new[0], new[1], True)]

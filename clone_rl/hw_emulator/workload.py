@@ -1,39 +1,23 @@
-"""What a decoder-only transformer asks of the chip: MACs, bytes and special-function elements, as shapes alone."""
+"""What a decoder-only transformer asks of a chip, as shapes alone: no weights are needed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.hw_emulator.precision import PRECISIONS, Precision, precision_named
 
-from clone_rl.errors import BadFileError, BadValueError, UnsupportedModelError
-from clone_rl.hw_emulator.chip import Chip
-
-WORK = np.dtype(
-    [
-        ("macs_per_row", "f8"),  # linear layers, per token
-        ("macs_per_score", "f8"),  # attention, per token and context position
-        ("weight_bytes", "f8"),  # read once, whatever the number of rows
-        ("dram_bytes", "f8"),  # the part of weight_bytes that is not resident in SRAM
-        ("kv_bytes_per_score", "f8"),  # cache read per token and context position
-        ("kv_bytes_per_row", "f8"),  # cache written per token
-        ("activation_bytes_per_row", "f8"),
-        ("elements_per_row", "f8"),  # norm, rotary, activation
-        ("softmax_per_score", "f8"),
-        ("array_cycles", "f8"),  # weight-stationary array: cycles besides the rows, all products
-        ("array_cycles_per_row", "f8"),
-    ]
-)
-"""One schedulable piece of work: a decoder layer, the head, a probe. Zero where a term does not apply."""
+LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+"""Weight matrices that a LoRA adapter can sit beside."""
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder-only transformer.
+class Workload:
+    """Sizes and number formats of a decoder-only transformer.
 
     Attributes:
         layers: Decoder layers.
@@ -44,9 +28,18 @@ class ModelShape:
         head_dim: Width of a head; 0 means ``hidden_size / heads``.
         gated: Whether the feed-forward network has a gate (three matrices) or not (two).
         context: Longest supported context in tokens.
+        norms: Normalisations of the residual per layer.
+        windows: Sliding window of each layer in tokens, 0 for full attention; empty where no layer has one.
+        tied: Whether the head shares the embedding's weights.
+        precision: Number formats.
+        lora_rank: Rank of the LoRA adapters; 0 for none.
+        lora_targets: Which of ``LORA_TARGETS`` they sit beside.
+        adapters: How many run at once (CLONE's soft mixture).
+        name: For display.
 
     Raises:
-        BadValueError: A size is not positive.
+        BadValueError: A size is not positive, or sizes do not fit together.
+        UnknownNameError: Unknown LoRA target.
     """
 
     layers: int
@@ -58,133 +51,169 @@ class ModelShape:
     head_dim: int = 0
     gated: bool = True
     context: int = 256
+    norms: int = 2
+    windows: tuple[int, ...] = ()
+    tied: bool = True
+    precision: Precision = PRECISIONS["int4"]
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ("query", "value")
+    adapters: int = 1
+    name: str = "model"
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0 and self.heads > 0:
+        if self.head_dim == 0 and _is_count(self.heads) and _is_count(self.hidden_size) and self.heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.heads)
-        for name in ("layers", "hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "context"):
-            if getattr(self, name) < 1:
-                raise BadValueError(f"{name} is {getattr(self, name)}", "sizes are at least 1")
+        for name in (
+            "layers", "hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "context", "adapters",
+        ):  # fmt: skip
+            if not _is_count(getattr(self, name)) or getattr(self, name) < 1:
+                raise BadValueError(f"{name} is {getattr(self, name)!r}", "sizes are integers, at least 1")
+        if self.heads % self.kv_heads:
+            raise BadValueError(f"{self.heads} heads and {self.kv_heads} kv_heads", "query heads share key/value heads evenly")
+        if not _is_count(self.lora_rank):
+            raise BadValueError(f"lora_rank is {self.lora_rank!r}", "0 for no adapter, or its rank")
+        if self.windows and (len(self.windows) != self.layers or not all(map(_is_count, self.windows))):
+            raise BadValueError(f"windows {self.windows}", f"one for each of {self.layers} layers, 0 for full attention")
+        for target in self.lora_targets:
+            if target not in LORA_TARGETS:
+                raise UnknownNameError("LoRA target", target, LORA_TARGETS)
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any] | str | Path, precision: str | Precision = "int4", **changes: Any
+    ) -> Workload:
+        """Workload of a Hugging Face model.
+
+        Args:
+            config: A ``config.json`` as a mapping, its path, a model folder, a model id in the local Hugging Face cache, or
+                one of ``shape_names()``. No weights are read and nothing is downloaded.
+            precision: One of ``PRECISIONS``, or a ``Precision``.
+            **changes: Fields to set, such as ``lora_rank=8`` or ``context=4096``.
+
+        Raises:
+            BadFileError: The file is missing, is not JSON, or lacks a size.
+            UnsupportedModelError: A mixture of experts, a recurrent model, or an unknown architecture.
+            UnknownNameError: Unknown precision, field or model.
+
+        >>> Workload.from_config("llama-3.2-1b").layer_parameters
+        60817408
+        """
+        from clone_rl.hw_emulator.families import read_config
+
+        for key in changes:
+            if key not in cls.__dataclass_fields__:
+                raise UnknownNameError("workload field", key, cls.__dataclass_fields__)
+        sizes = read_config(config)
+        if "windows" not in changes and "layers" in changes and changes["layers"] != sizes["layers"]:
+            sizes["windows"] = ()
+        return cls(**{**sizes, "precision": precision_named(precision), **changes})
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Workload:
+        """The inverse of ``as_dict``; fields that an older file lacks take their defaults.
+
+        Raises:
+            TypeError: Not such a mapping.
+        """
+        values = dict(stored)
+        for key in ("windows", "lora_targets"):
+            if key in values:
+                values[key] = tuple(values[key])
+        if "precision" in values:
+            values["precision"] = Precision(**values["precision"])
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as a trace card stores it."""
+        return asdict(self)
+
+    def with_precision(self, precision: str | Precision) -> Workload:
+        """The same model in other number formats."""
+        return replace(self, precision=precision_named(precision))
 
     @property
-    def products(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of each weight matrix of one decoder layer."""
+    def products(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each weight matrix of one decoder layer, by ``LORA_TARGETS``."""
         query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        ff = [(self.hidden_size, self.ff_size)] * (2 if self.gated else 1) + [(self.ff_size, self.hidden_size)]
-        return [(self.hidden_size, query), (self.hidden_size, kv), (self.hidden_size, kv), (query, self.hidden_size), *ff]
+        products = {
+            "query": (self.hidden_size, query),
+            "key": (self.hidden_size, kv),
+            "value": (self.hidden_size, kv),
+            "output": (query, self.hidden_size),
+        }
+        if self.gated:
+            products["gate"] = (self.hidden_size, self.ff_size)
+        return products | {"up": (self.hidden_size, self.ff_size), "down": (self.ff_size, self.hidden_size)}
+
+    @property
+    def lora_products(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the low-rank matrices of one decoder layer, all active adapters together."""
+        rank = self.lora_rank * self.adapters
+        beside = [self.products[target] for target in self.lora_targets if target in self.products] if rank else []
+        return [pair for inputs, outputs in beside for pair in ((inputs, rank), (rank, outputs))]
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one decoder layer, without norms."""
-        return sum(k * n for k, n in self.products)
+        """Weights of one decoder layer, without norms and adapters."""
+        return sum(k * n for k, n in self.products.values())
 
     @property
     def head_parameters(self) -> int:
         """Weights of the head."""
         return self.hidden_size * self.vocab_size
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Shape of a Hugging Face ``config.json``.
+    @property
+    def lora_parameters(self) -> int:
+        """Weights of the active adapters of one decoder layer."""
+        return sum(k * n for k, n in self.lora_products)
 
-        Raises:
-            UnsupportedModelError: A mixture of experts, whose work depends on the router.
-            BadFileError: A size is missing.
-        """
-        if not isinstance(config, Mapping):
-            raise BadFileError("model config is not a JSON object", "give the config.json of a decoder-only model")
-        config = config.get("text_config", config)
-        if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-            raise UnsupportedModelError("mixture-of-experts models are not supported", "use a dense decoder")
-        try:
-            hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            return cls(
-                layers=int(config["num_hidden_layers"]),
-                hidden_size=hidden,
-                heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                ff_size=int(config["intermediate_size"]),
-                vocab_size=int(config["vocab_size"]),
-                head_dim=int(config.get("head_dim") or 0),
-                gated=config.get("model_type") not in {"gpt_neox", "phi", "opt", "falcon"},
-                context=int(config.get("max_position_embeddings") or 2048),
-            )
-        except KeyError as error:
-            raise BadFileError(f"model config has no {error}", "give the config.json of a decoder-only model") from None
-        except (TypeError, ValueError) as error:
-            raise BadFileError(f"model config: {error}", "sizes are integers") from None
+    @property
+    def layer_bytes(self) -> float:
+        """Stored weights of one decoder layer, without adapters."""
+        return self.layer_parameters * self.precision.bits("weights") / 8
 
-    @classmethod
-    def from_file(cls, path: Path) -> ModelShape:
-        """Shape of a ``config.json`` on disk.
+    @property
+    def head_bytes(self) -> float:
+        """Stored weights of the head."""
+        return self.head_parameters * self.precision.bits("head") / 8
 
-        Raises:
-            BadFileError: The file is missing or not JSON, or a size is missing.
-            UnsupportedModelError: A mixture of experts.
-        """
-        try:
-            return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise BadFileError(f"no such model config: {path}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadFileError(f"{path} is not JSON: {error}") from None
+    @property
+    def lora_bytes(self) -> float:
+        """Stored weights of the active adapters of one decoder layer, in the head's format."""
+        return self.lora_parameters * self.precision.bits("head") / 8
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weights that one full-depth token reads: every layer and the head."""
+        return self.layers * self.layer_bytes + self.head_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one position in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.precision.bits("kv") / 8
+
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply-accumulates of one full-depth token without attention scores."""
+        return self.layers * self.layer_parameters + self.head_parameters
+
+    def window_of(self, layer: int) -> float:
+        """Positions that a layer's attention sees; infinite without a sliding window."""
+        window = self.windows[layer] if self.windows else 0
+        return float(window) if window else float("inf")
 
 
-def _group_overhead(bits: int) -> float:
-    return 1 + 16 / (64 * bits) if bits == 4 else 1.0
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
 
 
-def _linear(chip: Chip, products: list[tuple[int, int]], bits: int, weights_per_weight: float = 1.0) -> dict[str, float]:
-    """Terms that a set of weight matrices contributes; the columns of each product are split over the tiles."""
-    rows, columns, tiles = chip.compute.array_rows, chip.compute.array_columns, chip.compute.tiles
-    blocks = sum(-(-k // rows) * -(-n // (columns * tiles)) for k, n in products)
-    parameters = sum(k * n for k, n in products)
-    return {
-        "macs_per_row": parameters,
-        "weight_bytes": parameters * bits / 8 * weights_per_weight,
-        "activation_bytes_per_row": sum(k + n for k, n in products) * chip.compute.activation_bits / 8,
-        "array_cycles": blocks * (2 * rows + columns - 2) - len(products),
-        "array_cycles_per_row": blocks,
-    }
+def stored_workload(stored: Any, source: str) -> Workload:
+    """A workload from a file's plain data.
 
-
-def layer_work(chip: Chip, model: ModelShape) -> dict[str, float]:
-    """One decoder layer; ``dram_bytes`` is left at 0."""
-    bits = chip.compute.weight_bits
-    query, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    work = _linear(chip, model.products, bits, _group_overhead(bits))
-    work |= {
-        "macs_per_score": 2.0 * query,
-        "kv_bytes_per_score": 2.0 * kv * chip.compute.activation_bits / 8,
-        "kv_bytes_per_row": 2.0 * kv * chip.compute.activation_bits / 8,
-        "elements_per_row": 2.0 * model.hidden_size + query + kv + model.ff_size,
-        "softmax_per_score": float(model.heads),
-    }
-    return work
-
-
-def head_work(chip: Chip, model: ModelShape) -> dict[str, float]:
-    """The final norm, the head, and the choice of a token."""
-    work = _linear(chip, [(model.hidden_size, model.vocab_size)], chip.compute.head_bits)
-    return work | {"elements_per_row": float(model.hidden_size + model.vocab_size)}
-
-
-def kv_fill_work(chip: Chip, model: ModelShape, skipped: int) -> dict[str, float]:
-    """Keys and values of the layers that an exit skips, from the exit state: one fused product (CALM's state copy)."""
-    bits, kv = chip.compute.weight_bits, model.kv_heads * model.head_dim
-    work = _linear(chip, [(model.hidden_size, 2 * kv * skipped)] if skipped else [], bits, _group_overhead(bits))
-    work["kv_bytes_per_row"] = 2.0 * kv * skipped * chip.compute.activation_bits / 8
-    work["elements_per_row"] = float(model.hidden_size * skipped + kv * skipped)
-    return work
-
-
-def probe_work(chip: Chip, model: ModelShape, signals: int) -> dict[str, float]:
-    """One read of the exit probe: a norm of the residual and ``signals`` dot products, 8-bit weights."""
-    work = _linear(chip, [(model.hidden_size, signals)], 8)
-    return work | {"elements_per_row": float(model.hidden_size + signals)}
-
-
-def policy_work(chip: Chip, macs: int) -> dict[str, float]:
-    """One decision of a controller with this many multiply-accumulates, 8-bit weights."""
-    work = _linear(chip, [(macs, 1)] if macs else [], 8)
-    return work | {"array_cycles": 0.0, "array_cycles_per_row": float(macs), "activation_bytes_per_row": 0.0}
+    Raises:
+        BadFileError: It is not one.
+    """
+    try:
+        return Workload.from_dict(stored)
+    except (TypeError, ValueError, KeyError) as error:
+        raise BadFileError(f"{source}: no model shape: {error}", "record it again") from None

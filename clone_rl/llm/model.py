@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
-from clone_rl.hw_emulator.workload import ModelShape
+from clone_rl.hw_emulator.workload import Workload
 from clone_rl.llm.probe import Probe, load_probe
 from clone_rl.llm.quantise import unpack
 from clone_rl.llm.tokenizer import END_ID, load_tokenizer
@@ -49,7 +49,7 @@ class LanguageModel:
     model: Any
     tokenizer: Tokenizer
     probe: Probe
-    shape: ModelShape
+    shape: Workload
     sha256: str
     card: dict[str, Any]
 
@@ -102,7 +102,7 @@ def _read(folder: Path, name: str) -> LanguageModel:
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = ModelShape.from_config(config)
+        shape = Workload.from_config(config)
         state = unpack(load_file(folder / "model.safetensors"))
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "probe.safetensors").read_bytes())
         tokenizer = load_tokenizer(folder / "tokenizer.json")

@@ -107,7 +107,7 @@ def record(
     columns = {name: column.astype(np.float16).astype(np.float32) for name, column in columns.items()}
     card = {
         "layers": lm.shape.layers,
-        "shape": asdict(lm.shape),
+        "shape": lm.shape.as_dict(),
         "kinds": kinds,
         "model": lm.name,
         "model_sha256": lm.sha256,

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from clone_rl.hw_emulator.cost import idle_power, switch_cost, warm
-from clone_rl.hw_emulator.emulator import HEAD, KV_FILL, LAYER, POLICY, PROBE
+from clone_rl.hw_emulator.cost import highest_allowed, idle_power, switch_cost, warm
+from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 TERMS = ("layer", "head", "kv_fill", "probe", "policy", "switch", "idle")
 REQUEST, INTERFERENCE = 1, 2
@@ -55,7 +55,7 @@ def start(control, seed, episode=0):
         to_idle=to_idle,
         busy=uniform(seed, episode, INTERFERENCE, 0) < to_busy / (to_busy + to_idle),
         slot=0,
-        clock=0.0,
+        clock=float(control.emulator.constants[0]["wake_s"]),
         die=ambient,
         package=ambient,
         point=len(points) - 1,
@@ -79,12 +79,13 @@ def start(control, seed, episode=0):
 
 def rows_and_context(s):
     """Prefill sees the whole prompt at once, causally; decoding one token and everything before it."""
-    return (s.prompt, (s.prompt + 1) / 2) if s.token == 0 else (1, s.prompt + s.token)
+    return (s.prompt, 0.0) if s.token == 0 else (1, s.prompt + s.token)
 
 
 def work(s, piece, rows=1, context=0.0):
     slowdown = s.control.scenario.interference.slowdown if s.busy else 1.0
-    cost = s.control.emulator.cost(piece, s.point, context, rows, s.die, slowdown)
+    causal = piece >= LAYER and s.token == 0
+    cost = s.control.emulator.cost(piece, s.point, context, rows, s.die, slowdown, causal)
     return cost.latency_s, cost.energy_j
 
 
@@ -146,6 +147,7 @@ def emit(s, depth):
     if s.done and scenario.deadline == "carry-over" and last_due > s.clock:
         seconds = last_due - s.clock
         joules = seconds * idle_power(s.control.emulator.constants[0], s.die)
+        joules += float(s.control.emulator.constants[0]["wake_j"])
         s.energy["idle"] += joules
         pass_time(s, seconds, joules)
 
@@ -160,20 +162,25 @@ def finish_token(s, depth, seconds, joules):
 def leave(s):
     """Fill the caches of the layers that are skipped, then run the head."""
     depth = s.layer
-    seconds, joules = work(s, KV_FILL + s.control.traces.layers - depth)
+    seconds, joules = work(s, s.control.emulator.kv_fill_row(s.control.traces.layers - depth), 1, s.prompt + s.token)
     s.energy["kv_fill"] += joules
     finish_token(s, depth, seconds, joules)
 
 
+def allowed(s):
+    return highest_allowed(s.control.emulator.constants[0], s.control.emulator.top, s.die)
+
+
 def run_layer(s, point):
     emulator, traces = s.control.emulator, s.control.traces
-    if point != s.point and change_allowed(s):
+    point = min(point if change_allowed(s) else s.point, allowed(s))
+    if point != s.point:
         seconds, joules = switch_cost(emulator.constants[0], emulator.points[s.point], emulator.points[point], s.die)
         s.energy["switch"] += joules
         s.switches += 1
         s.point = point
         pass_time(s, seconds, joules)
-    seconds, joules = work(s, LAYER, *rows_and_context(s))
+    seconds, joules = work(s, LAYER + s.layer, *rows_and_context(s))
     s.energy["layer"] += joules
     s.layer += 1
     if s.layer == traces.layers:
@@ -228,8 +235,9 @@ def quiet_need(s, point):
     """Seconds that the rest of this token takes at full depth with nobody else there."""
     rows, context = rows_and_context(s)
     emulator = s.control.emulator
-    layer = emulator.layer(point, context, rows).latency_s
-    return (s.control.traces.layers - s.layer) * layer + emulator.cost(HEAD, point).latency_s
+    phase = "decode" if s.token else "prefill"
+    layers = [emulator.layer(i, phase, context, rows, point) for i in range(s.layer, s.control.traces.layers)]
+    return sum(layer.latency_s for layer in layers) + emulator.cost(HEAD, point).latency_s
 
 
 def clip(value, low=-1.0, high=1.0):
@@ -245,8 +253,9 @@ def observation(s):
     scenario, emulator = s.control.scenario, s.control.emulator
     left, top = s.due - s.clock, emulator.top
     stretch = scenario.interference.slowdown if s.busy else 1.0
-    need = [quiet_need(s, point) * stretch for point in range(top + 1)]
-    lowest = next((point for point in range(top + 1) if need[point] <= left), top)
+    highest = allowed(s)
+    need = [quiet_need(s, point) * stretch for point in range(highest + 1)]
+    lowest = next((point for point in range(highest + 1) if need[point] <= left), highest)
     return [
         float(s.token > 0),
         s.layer / s.control.traces.layers,
@@ -254,14 +263,14 @@ def observation(s):
         (sureness(s.agree) - sureness(s.agree_before)) / 2 if s.layer > 0 else 0.0,
         clip(math.log10(max(s.kl, 1e-6)) / 3 + 1),
         clip(left / (2 * (s.tpot if s.token else s.ttft))),
-        clip(need[top] / left) if left > 0 else 1.0,
+        clip(need[highest] / left) if left > 0 else 1.0,
         lowest / top,
         s.point / top,
         float(s.busy),
-        clip((s.prompt + s.token) / emulator.model.context),
+        clip((s.prompt + s.token) / emulator.workload.context),
         clip(s.token / 128),
         s.ttft / (max(level.ttft_s for level in scenario.slo) * scenario.slack_high),
         s.tpot / (max(level.tpot_s for level in scenario.slo) * scenario.slack_high),
-        clip((emulator.chip.thermal.limit_c - s.die) / 100),
+        clip((emulator.chip.thermal.throttle_c - s.die) / 100),
         clip(s.expected / 128),
     ]

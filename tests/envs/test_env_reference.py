@@ -1,3 +1,6 @@
+import dataclasses
+from importlib import resources
+
 import numpy as np
 import pytest
 import reference
@@ -7,6 +10,7 @@ from clone_rl.envs.kernel import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference, Weights
 from clone_rl.envs.world import figures
+from clone_rl.hw_emulator.workload import stored_workload
 
 SETTINGS = {
     "default": {},
@@ -22,6 +26,7 @@ SETTINGS = {
     "crowded": {"interference": Interference(3.0, 1e-4, 3e-4, 5e-4), "slack_low": 0.5, "slack_high": 0.5},
     "quiet": {"interference": Interference(1.0), "weights": Weights(0.0, 0.5, 7.0)},
     "streamed": {"chip": "asic28-lpddr4", "policy_macs": 900},
+    "board": {"chip": "orin-agx", "policy_macs": 900, "interference": Interference(slot_s=0.1, mean_idle_s=2, mean_busy_s=1)},
 }
 
 
@@ -39,7 +44,11 @@ def assert_same_request(kernel, s):
 @pytest.mark.parametrize("kind", ["layer", "token"])
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 def test_the_kernel_equals_the_readable_reference(trace_folder, kind, changes):
-    control = load_control(kind, groups=4, traces=trace_folder, **changes)
+    run_beside_reference(load_control(kind, groups=4, traces=trace_folder, **changes), kind)
+
+
+def run_beside_reference(control, kind):
+    """Random requests, step by step."""
     decide = reference.layer_decision if kind == "layer" else reference.token_decision
     rng = np.random.default_rng(3)
     chances = np.ones(control.heads[0])
@@ -72,3 +81,24 @@ def test_random_numbers_equal_the_readable_ones_and_lie_in_the_unit_interval():
     assert drawn == [reference.uniform(*map(int, key)) for key in keys]
     assert 0 <= min(drawn) < 0.1
     assert 0.9 < max(drawn) < 1
+
+
+def test_the_kernel_equals_the_reference_with_sliding_windows_and_a_throttled_die(tmp_path, traces):
+    """Two kinds of layers, and an ambient temperature at which the top points are not allowed."""
+    text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
+    chip = tmp_path / "hot.toml"
+    chip.write_text(text.replace("throttle_c = 85.0", "throttle_c = 25.001").replace("limit_c = 95.0", "limit_c = 25.02"), encoding="utf-8")
+    shape = dataclasses.replace(stored_workload(traces.card["shape"], "traces"), windows=(16, 0) * 5)
+    folder = tmp_path / "traces"
+    dataclasses.replace(traces, card={**traces.card, "shape": shape.as_dict()}).save(folder)
+    control = load_control("layer", traces=str(folder), chip=str(chip), policy_macs=900)
+    assert len(control.emulator.classes) == 2
+    run_beside_reference(control, "layer")
+    top = control.emulator.top
+    rows = Rows(control.world, 1, 1)
+    rows.reset(np.array([0]), np.array([0]))
+    points = []
+    while not rows.state[0]["done"]:
+        rows.step(np.array([[top]]))
+        points.append(int(rows.state[0]["point"]))
+    assert min(points) < top

@@ -149,7 +149,7 @@ def test_rendering_is_one_line(trace_folder):
     env.step(3)
     line = env.render()
     assert line.startswith("token 0/")
-    assert "0.72 V 235 MHz" in line
+    assert "0.72 V 260 MHz" in line
     assert "\n" not in line
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from clone_rl.envs.control import load_control, traced_shape
+from clone_rl.envs.control import load_control, traced_workload
 from clone_rl.envs.trace import SPLITS, TraceSet, blank_trace, load_traces, trace_names
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
 
@@ -137,7 +137,7 @@ def test_the_length_predictor_knows_the_training_split_alone(traces):
 
 
 def test_the_shape_in_the_card_is_the_models(traces):
-    shape = traced_shape(traces)
+    shape = traced_workload(traces)
     assert (shape.layers, shape.hidden_size, shape.head_dim, shape.gated) == (10, 256, 64, True)
 
 

@@ -127,7 +127,7 @@ def test_a_chip_above_its_power_limit_is_not_within_limits(control):
     chip = control.emulator.chip
     for limit_w, held in ((1e-6, False), (9.0, True)):
         emulator = dataclasses.replace(chip, power=dataclasses.replace(chip.power, limit_w=limit_w))
-        altered = type(control.emulator)(emulator, control.emulator.model)
+        altered = type(control.emulator)(emulator, control.emulator.workload)
         row = evaluate(dataclasses.replace(control, emulator=altered), CONTROLLERS[:1], limits=NOTHING).summary[0]
         assert row["within_limits"] is held
 
