@@ -4,7 +4,8 @@ Time of a pass over the model: the device takes ``weights / stream_bytes_per_cyc
 and never less than DRAM takes for the bytes; a host that launches the kernels works beside it, and the two join by a
 p-norm (a maximum with a rounded corner); an overhead of clock cycles is overlapped with nothing. Energy: static power times
 time, energy per device cycle times the square of the effective voltage, energy per DRAM byte. What a runtime charges once
-per token (host, overhead) is shared out evenly over the layers and the head.
+per token (host, overhead) is shared out over the layers and the head in proportion to their weights: a host runs ahead of the
+device, so only the pass as a whole is bound by the later of the two.
 """
 
 from __future__ import annotations
@@ -59,10 +60,6 @@ def constants(chip: Board) -> dict[str, float]:
     }
 
 
-def _share(workload: Workload) -> float:
-    return 1 / (workload.layers + 1)
-
-
 def _product(chip: Board, workload: Workload, parameters: float, part: str, share: float) -> dict[str, float]:
     """One matrix product: read once at the streaming rate, multiplied per row at the GEMM rate."""
     laws = chip.board
@@ -82,10 +79,13 @@ def _product(chip: Board, workload: Workload, parameters: float, part: str, shar
     }
 
 
+def _layer_share(workload: Workload) -> float:
+    return workload.layer_bytes / workload.weight_bytes
+
+
 def layer(chip: Board, workload: Workload, index: int) -> dict[str, float]:
     """One decoder layer, adapters included."""
-    share = _share(workload)
-    work = _product(chip, workload, workload.layer_parameters, "weights", share)
+    work = _product(chip, workload, workload.layer_parameters, "weights", _layer_share(workload))
     if workload.lora_rank:
         extra = _product(chip, workload, workload.lora_parameters, "head", 0.0)
         for name in ("macs_per_row", "array_cycles_per_block", "array_cycles_per_row", "weight_bytes", "dram_bytes"):
@@ -103,7 +103,7 @@ def layer(chip: Board, workload: Workload, index: int) -> dict[str, float]:
 
 def head(chip: Board, workload: Workload) -> dict[str, float]:
     """The final norm, the head, and the choice of a token."""
-    return _product(chip, workload, workload.head_parameters, "head", _share(workload))
+    return _product(chip, workload, workload.head_parameters, "head", workload.head_bytes / workload.weight_bytes)
 
 
 def kv_fill(chip: Board, workload: Workload, skipped: int) -> dict[str, float]:
@@ -111,13 +111,13 @@ def kv_fill(chip: Board, workload: Workload, skipped: int) -> dict[str, float]:
     if not skipped:
         return {}
     parameters = 2.0 * workload.hidden_size * workload.kv_heads * workload.head_dim * skipped
-    share = _share(workload) / KERNELS_PER_LAYER
+    share = _layer_share(workload) / KERNELS_PER_LAYER
     return _product(chip, workload, parameters, "weights", share) | {"kv_bytes_per_row": workload.kv_bytes_per_token * skipped}
 
 
 def small_kernel(chip: Board, workload: Workload, macs: float) -> dict[str, float]:
     """An exit probe or a controller's decision: one more small kernel."""
-    share = _share(workload) / KERNELS_PER_LAYER
+    share = _layer_share(workload) / KERNELS_PER_LAYER
     return {
         "macs_per_row": macs,
         "array_cycles_per_block": macs / chip.board.stream_bytes_per_cycle,
