@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import tomllib
 from collections.abc import Collection
@@ -14,6 +15,9 @@ from typing import Any, TypeVar, get_type_hints
 from clone_rl.errors import BadFileError, UnknownNameError
 
 T = TypeVar("T")
+
+_UNIT = re.compile(r"(bytes|j|w|s|hz|v|c|f|mm2|k)(_per_\w+)?")
+_KINDS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text in quotes"}
 
 
 def shipped(package: str, folder: str) -> list[str]:
@@ -62,7 +66,7 @@ def read_table(
     hints = get_type_hints(cls)
     for key in table:
         if key not in hints:
-            with_unit = [name for name in hints if name.startswith(f"{key}_")]
+            with_unit = [name for name in hints if name.startswith(f"{key}_") and _UNIT.fullmatch(name[len(key) + 1 :])]
             if len(with_unit) == 1:
                 raise BadFileError(f"{where}: unknown key {key!r}", f"keys carry their unit: did you mean {with_unit[0]!r}?")
             raise BadFileError(f"{where}: {(error := UnknownNameError('key', key, hints)).message}", error.hint)
@@ -78,7 +82,7 @@ def read_table(
         if kind is float and type(value) is int:
             value = float(value)
         if kind in (int, float, bool, str) and type(value) is not kind:
-            raise BadFileError(f"{where}: {field.name} is {value!r}", f"write a {kind.__name__}")
+            raise BadFileError(f"{where}: {field.name} is {value!r}", f"write {_KINDS[kind]}")
         if kind in (int, float):
             if not math.isfinite(value):
                 raise BadFileError(f"{where}: {field.name} is {value!r}", "write a finite number")

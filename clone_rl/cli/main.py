@@ -7,8 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
+from clone_rl.cli.text import plain
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, MissingExtraError
 from clone_rl.version import __version__
 
@@ -49,16 +51,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli.options import add_fields
+    from clone_rl.cli import bench, chip
+    from clone_rl.cli.options import add_command, add_fields
 
     parser = _Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
     parser.add_argument("--version", action="version", version=f"clone-rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
-        return sub
+    command = partial(add_command, commands)
 
     demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.")
     demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
@@ -136,6 +136,9 @@ def _build() -> argparse.ArgumentParser:
         from clone_rl.llm.pretrain import Recipe
 
         add_fields(pretrain, Recipe)
+
+    chip.add(commands)
+    bench.add(commands)
     return parser
 
 
@@ -144,11 +147,15 @@ def _wants(command: str) -> bool:
     return next((a for a in sys.argv[1:] if not a.startswith("-")), "") == command
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
+def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """What a command found, and its exit code: 0 unless it is one that judges."""
+    if "job" in options:
+        found = options.job(options)
+        return found if isinstance(found, tuple) else (found, 0)
     if options.command == "demo":
         from clone_rl.cli.demo import demo
 
-        return demo(options)
+        return demo(options), 0
     from clone_rl.cli import commands
 
     jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -158,7 +165,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         "record": commands.record,
         "pretrain": commands.pretrain,
     }
-    return jobs[options.command](options)
+    return jobs[options.command](options), 0
 
 
 def _report(error: CloneRLError, as_json: bool) -> None:
@@ -169,7 +176,7 @@ def _report(error: CloneRLError, as_json: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 1 where a check failed, 2 for bad input, 130 when interrupted."""
     if arguments is not None:
         sys.argv[1:] = list(arguments)
     as_json = "--json" in sys.argv[1:]
@@ -178,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         options = _build().parse_args()
-        result = _run(options)
+        result, code = _run(options)
     except CloneRLError as error:
         _report(error, as_json)
         return 130 if error.kind == "interrupted" else 2
@@ -194,8 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("clone-rl: interrupted", file=sys.stderr)
         return 130
     if as_json:
-        print(json.dumps(result))
-    return 0
+        print(json.dumps(plain(result)))
+    return code
 
 
 if __name__ == "__main__":

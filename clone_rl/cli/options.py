@@ -10,6 +10,13 @@ from typing import Any, TypeVar, get_type_hints
 T = TypeVar("T")
 
 
+def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A parser for one command among ``commands``, with ``--json``."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    return parser
+
+
 def field_docs(cls: type[Any]) -> dict[str, str]:
     """Text of each field in the ``Attributes`` section of a class docstring."""
     section = (cls.__doc__ or "").partition("Attributes:")[2]

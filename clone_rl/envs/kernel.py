@@ -128,13 +128,19 @@ REQUEST_LEVEL, PHASE_LEVEL, TOKEN_LEVEL, LAYER_LEVEL = 0, 1, 2, 3
 
 
 class World(NamedTuple):
-    """The constants of a scenario as the kernel reads them; ``documents`` are those of the split in use."""
+    """The constants of a scenario as the kernel reads them.
+
+    ``classes`` and ``remaining`` are the emulator's; ``head_s`` (points,) is the head's latency and ``decision_s`` (2, points)
+    what probe and controller take at a layer boundary, in prefill and in decoding; ``documents`` are those of the split.
+    """
 
     constants: NDArray[np.void]
     points: NDArray[np.void]
     work: NDArray[np.void]
     classes: NDArray[np.int64]
     remaining: NDArray[np.int64]
+    head_s: NDArray[np.float64]
+    decision_s: NDArray[np.float64]
     rules: NDArray[np.void]
     slo: NDArray[np.float64]
     documents: NDArray[np.int64]
@@ -225,10 +231,14 @@ def _pass_time(s: Any, world: World, seconds: float, energy_j: float) -> None:
 
 @njit(cache=True)
 def need_s(s: Any, world: World, point: int) -> float:
-    """Seconds that the rest of this token takes at full depth at a point, under the interference of this moment."""
+    """Seconds that the rest of this token takes at full depth at a point, under the interference of this moment.
+
+    A decision is counted for every layer; a controller that decides once per token takes a little less.
+    """
     rows, context, causal = _rows_context_causal(s)
     chip, at = world.constants[0], world.points[point]
-    quiet = work_latency(chip, at, world.work[HEAD], 1.0, 0.0, False)
+    decisions = world.rules[0].layers - s.layer
+    quiet = world.head_s[point] + decisions * world.decision_s[1 if s.token > 0 else 0, point]
     for kind in range(len(world.classes)):
         layers = world.remaining[s.layer, kind]
         if layers > 0:

@@ -12,7 +12,7 @@ from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, Scenario
 from clone_rl.envs.trace import SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import load_chip
-from clone_rl.hw_emulator.emulator import Emulator
+from clone_rl.hw_emulator.emulator import HEAD, POLICY, PROBE, Emulator
 from clone_rl.hw_emulator.workload import Workload
 
 REFERENCE_CONTEXT = 64.0
@@ -71,12 +71,22 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         "max_length": _MAX_LENGTH,
     }.items():
         rules[0][name] = value
+
+    points = range(len(emulator.points))
+
+    def decision_s(point: int, phase: int) -> float:
+        probe = emulator.cost(PROBE, point).latency_s if scenario.probe and phase else 0.0
+        timed = scenario.policy_macs and not scenario.decision_delay
+        return probe + (emulator.cost(POLICY, point).latency_s if timed else 0.0)
+
     return World(
         constants=emulator.constants,
         points=emulator.points,
         work=emulator.work,
         classes=np.array(emulator.classes, np.int64),
         remaining=emulator.remaining,
+        head_s=np.array([emulator.cost(HEAD, k).latency_s for k in points]),
+        decision_s=np.array([[decision_s(k, phase) for k in points] for phase in (0, 1)]),
         rules=rules,
         slo=np.array([(c.ttft_s, c.tpot_s) for c in scenario.slo]),
         documents=traces.documents(split),

@@ -11,6 +11,22 @@ from numpy.typing import NDArray
 from clone_rl.errors import MissingExtraError
 
 
+def blank(width_in: float, height_in: float) -> Any:
+    """An empty figure that needs no display.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("pictures need matplotlib", "pip install 'clone-rl[plot]'") from None
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def draw_response(
     path: Path,
     points: NDArray[np.int64],
@@ -32,15 +48,9 @@ def draw_response(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("pictures need matplotlib", "pip install 'clone-rl[plot]'") from None
     tokens, layers = points.shape
     volts = np.where(points >= 0, voltages_v[np.maximum(points, 0)], np.nan)
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(10, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.6))
 
     image = top.imshow(

@@ -20,7 +20,7 @@ class Placement:
 
     Attributes:
         resident: Share of the weights that stays in SRAM.
-        kv_tokens: Positions of the K/V cache that stay in SRAM; infinite where all do.
+        kv_tokens: Positions of the K/V cache that stay in SRAM; infinite without DRAM.
         lora_in_buffer: Whether the active adapters of all layers fit the LoRA unit's buffer.
     """
 
@@ -59,8 +59,19 @@ def place(chip: Asic, workload: Workload, context: int) -> Placement:
     free_bytes = float(chip.sram.size_bytes)
     if weight_bytes + kv_bytes > free_bytes:
         free_bytes -= chip.buffers_bytes
-    kv_tokens = math.inf if kv_bytes <= free_bytes else free_bytes / (workload.kv_bytes_per_token * workload.layers)
+    kv_tokens = float(context) if kv_bytes <= free_bytes else _positions_that_fit(workload, free_bytes)
     return Placement(min(1.0, max(0.0, free_bytes - kv_bytes) / weight_bytes), kv_tokens, in_buffer)
+
+
+def _positions_that_fit(workload: Workload, free_bytes: float) -> float:
+    """Positions n of which every layer can hold min(n, its window)."""
+    left, windows = free_bytes / workload.kv_bytes_per_token, sorted(workload.window_of(i) for i in range(workload.layers))
+    for index, window in enumerate(windows):
+        share = left / (len(windows) - index)
+        if share <= window:
+            return share
+        left -= window
+    return math.inf
 
 
 def points(chip: Asic) -> list[dict[str, float]]:
@@ -243,12 +254,10 @@ def _add_lora(chip: Asic, workload: Workload, placement: Placement, work: dict[s
                 work[name] += value
         work["dram_bytes"] += (1 - placement.resident) * stored
         return
+    read_j = stored * bank_energy(chip.lpu.buffer_bytes, chip.sram.bank_energy_j_per_byte)
     work["lpu_cycles_per_row"] = macs / chip.lpu.macs
-    if placement.lora_in_buffer:
-        read_j = stored * bank_energy(chip.lpu.buffer_bytes, chip.sram.bank_energy_j_per_byte)
-        work["lpu_j_per_row"] = macs * chip.lpu.mac_energy_j + read_j
-    else:
-        work["lpu_j_per_row"] = macs * chip.lpu.mac_energy_j
+    work["lpu_j_per_row"] = macs * chip.lpu.mac_energy_j + read_j
+    if not placement.lora_in_buffer:
         work["lpu_stream_s"] = stored / chip.lpu.envm_bytes_per_s
         work["lpu_stream_j"] = stored * chip.lpu.envm_read_energy_j_per_byte
 

@@ -323,6 +323,11 @@ def _check_asic(chip: Asic, source: str) -> None:
             f"{source}: operating_points[0]: voltage_v is {lowest}",
             f"above [power] threshold_voltage_v, {chip.power.threshold_voltage_v}",
         )
+    if chip.sram.retention_voltage_v > lowest:
+        raise BadFileError(
+            f"{source}: [sram]: retention_voltage_v is {chip.sram.retention_voltage_v}",
+            f"at most the lowest operating point's, {lowest}",
+        )
     if chip.power.regulator == "ldo" and chip.power.input_voltage_v < highest:
         raise BadFileError(
             f"{source}: [power]: input_voltage_v is {chip.power.input_voltage_v}",
@@ -383,6 +388,8 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
             raise BadFileError(f"{source}: [board]: formats is {chip.board.formats!r}", f"a list out of {', '.join(BITS)}")
         for i, number in enumerate(chip.board.formats):
             _check_one_of(number, f"formats[{i}]", BITS, f"{source}: [board]")
+        if chip.board.overlap_power < 1:
+            raise BadFileError(f"{source}: [board]: overlap_power is {chip.board.overlap_power}", "1 (in turn) or more")
         if chip.dram is None:
             raise BadFileError(f"{source}: no [dram] table", "a board has external memory")
     return chip

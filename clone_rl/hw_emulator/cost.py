@@ -138,7 +138,7 @@ def work_parts(chip: Any, work: Any, rows: float, context: float, causal: bool) 
     engine = min(array, rows * work.vector_cycles_per_row)
     engine += scores * work.vector_cycles_per_score + read * work.vector_cycles_per_read
     sfu = rows * (work.elements_per_row + work.sfu_macs_per_row) + scores * work.softmax_per_score
-    last = context + rows if causal else context
+    last = min(context + rows if causal else context, work.window)
     written = min(rows, max(0.0, last - chip.kv_tokens)) * work.kv_bytes_per_row
     dram_read = work.dram_bytes + spilled * work.kv_bytes_per_position
     sram = (
@@ -170,8 +170,8 @@ def latency_of(chip: Any, work: Any, frequency_hz: float, parts: Any) -> float:
         transfer_s = dram_s - chip.dram_latency_s
         body_s = chip.dram_latency_s + max(body_s, transfer_s) + min(body_s, transfer_s) / tiles
     if work.floor_s > 0.0:
-        power = chip.overlap_power
-        body_s = (body_s**power + work.floor_s**power) ** (1.0 / power)
+        later_s, earlier_s = max(body_s, work.floor_s), min(body_s, work.floor_s)
+        body_s = later_s * (1.0 + (earlier_s / later_s) ** chip.overlap_power) ** (1.0 / chip.overlap_power)
     return float(body_s + serial / frequency_hz)
 
 

@@ -172,6 +172,8 @@ class Emulator:
         policy_lut_bytes: int = 0,
         context: int | None = None,
     ) -> None:
+        if not isinstance(chip, Asic | Board):
+            raise BadValueError(f"{chip!r} is not a chip", "use Chip.load")
         self.chip, self.workload = chip, workload
         self.switching = switching or chip.switching.mechanism
         for what, value in (("signals", signals), ("policy_macs", policy_macs), ("policy_lut_bytes", policy_lut_bytes)):
@@ -192,7 +194,7 @@ class Emulator:
                 *(asic.kv_fill(chip, workload, n, where) for n in range(count)),
             ]
             self.resident, self.kv_tokens = where.resident, where.kv_tokens
-        elif isinstance(chip, Board):
+        else:
             constants, points = board.constants(chip), board.points(chip)
             pieces = [
                 board.head(chip, workload),
@@ -202,8 +204,6 @@ class Emulator:
                 *(board.kv_fill(chip, workload, n) for n in range(count)),
             ]
             self.resident, self.kv_tokens = 0.0, 0.0
-        else:
-            raise BadValueError(f"{chip!r} is not a chip", "use Chip.load")
         self.constants = _records(CHIP, [constants | _shared_constants(chip, self.switching)])
         self.points = _records(POINT, points)
         self.work = _records(WORK, [{"window": math.inf, "block_rows": math.inf, **piece} for piece in pieces])

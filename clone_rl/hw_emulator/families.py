@@ -139,6 +139,10 @@ def _sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             values[field] = 4 * values["hidden_size"] if field == "ff_size" else 2048
         else:
             values[field] = _integer(config[key], key, source)
+    if (width := config.get("word_embed_proj_dim")) not in (None, values["hidden_size"]):
+        raise UnsupportedModelError(
+            f"{source}: word_embed_proj_dim is {width}", f"only embeddings as wide as hidden_size, {values['hidden_size']}"
+        )
     shared = config.get("num_key_value_heads", family.get("kv_heads"))
     values["kv_heads"] = values["heads"] if shared is None else _integer(shared, "num_key_value_heads", source)
     width = config.get("head_dim")

@@ -204,7 +204,7 @@ class Workload:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def stored_workload(stored: Any, source: str) -> Workload:

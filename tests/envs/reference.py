@@ -237,7 +237,10 @@ def quiet_need(s, point):
     emulator = s.control.emulator
     phase = "decode" if s.token else "prefill"
     layers = [emulator.layer(i, phase, context, rows, point) for i in range(s.layer, s.control.traces.layers)]
-    return sum(layer.latency_s for layer in layers) + emulator.cost(HEAD, point).latency_s
+    decision = emulator.cost(PROBE, point).latency_s if s.control.scenario.probe and s.token else 0.0
+    if s.control.scenario.policy_macs and not s.control.scenario.decision_delay:
+        decision += emulator.cost(POLICY, point).latency_s
+    return sum(layer.latency_s + decision for layer in layers) + emulator.cost(HEAD, point).latency_s
 
 
 def clip(value, low=-1.0, high=1.0):

@@ -87,7 +87,9 @@ def test_the_kernel_equals_the_reference_with_sliding_windows_and_a_throttled_di
     """Two kinds of layers, and an ambient temperature at which the top points are not allowed."""
     text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
     chip = tmp_path / "hot.toml"
-    chip.write_text(text.replace("throttle_c = 85.0", "throttle_c = 25.001").replace("limit_c = 95.0", "limit_c = 25.02"), encoding="utf-8")
+    chip.write_text(
+        text.replace("throttle_c = 85.0", "throttle_c = 25.001").replace("limit_c = 95.0", "limit_c = 25.02"), encoding="utf-8"
+    )
     shape = dataclasses.replace(stored_workload(traces.card["shape"], "traces"), windows=(16, 0) * 5)
     folder = tmp_path / "traces"
     dataclasses.replace(traces, card={**traces.card, "shape": shape.as_dict()}).save(folder)
