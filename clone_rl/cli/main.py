@@ -176,7 +176,11 @@ def _report(error: CloneRLError, as_json: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 where a check failed, 2 for bad input, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 1 where a check failed, 2 for bad input, 130 when interrupted, 141 when nobody reads the output.
+    """
     if arguments is not None:
         sys.argv[1:] = list(arguments)
     as_json = "--json" in sys.argv[1:]
@@ -186,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _build().parse_args()
         result, code = _run(options)
+        if as_json:
+            print(json.dumps(plain(result)))
+        sys.stdout.flush()
     except CloneRLError as error:
         _report(error, as_json)
         return 130 if error.kind == "interrupted" else 2
@@ -194,14 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _report(MissingExtraError(f"this needs {error.name}", "pip install 'clone-rl[all]'"), as_json)
         return 2
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         _report(BadFileError(f"{error.filename}: {error.strerror}"), as_json)
         return 2
     except KeyboardInterrupt:
         print("clone-rl: interrupted", file=sys.stderr)
         return 130
-    if as_json:
-        print(json.dumps(plain(result)))
     return code
 
 

@@ -233,7 +233,7 @@ def _pass_time(s: Any, world: World, seconds: float, energy_j: float) -> None:
 def need_s(s: Any, world: World, point: int) -> float:
     """Seconds that the rest of this token takes at full depth at a point, under the interference of this moment.
 
-    A decision is counted for every layer; a controller that decides once per token takes a little less.
+    The switch to the point counts, and a decision for every layer; a controller that decides once per token takes a bit less.
     """
     rows, context, causal = _rows_context_causal(s)
     chip, at = world.constants[0], world.points[point]
@@ -243,7 +243,10 @@ def need_s(s: Any, world: World, point: int) -> float:
         layers = world.remaining[s.layer, kind]
         if layers > 0:
             quiet += layers * work_latency(chip, at, world.work[LAYER + world.classes[kind]], rows, context, causal)
-    return float(quiet * (world.rules[0].slowdown if s.busy else 1.0))
+    seconds = quiet * (world.rules[0].slowdown if s.busy else 1.0)
+    if point != s.point:
+        seconds += switch_cost(chip, world.points[s.point], at, s.die_c)[0]
+    return float(seconds)
 
 
 @njit(cache=True)
@@ -254,16 +257,12 @@ def top_point(s: Any, world: World) -> int:
 
 @njit(cache=True)
 def lowest_feasible(s: Any, world: World) -> int:
-    """Lowest point that meets the due time at full depth; the top one where none does. Latency falls with the point."""
-    left = s.due_s - s.clock_s
-    low, high = 0, top_point(s, world)
-    while low < high:
-        middle = (low + high) // 2
-        if need_s(s, world, middle) <= left:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    """Lowest point that meets the due time at full depth; the highest allowed one where none does."""
+    left, highest = s.due_s - s.clock_s, top_point(s, world)
+    for point in range(highest):
+        if need_s(s, world, point) <= left:
+            return point
+    return highest
 
 
 @njit(cache=True)

@@ -448,3 +448,10 @@ def test_the_exit_code_of_a_judging_command_is_mains(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["clone-rl"])
     assert main(["chip", "validate", "--json"]) == 1
     assert "code" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m clone_rl.cli.main chip validate | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode in (1, 141)  # 1: everything was written before the reader left
+    assert done.stderr == ""

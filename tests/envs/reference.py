@@ -257,7 +257,13 @@ def observation(s):
     left, top = s.due - s.clock, emulator.top
     stretch = scenario.interference.slowdown if s.busy else 1.0
     highest = allowed(s)
-    need = [quiet_need(s, point) * stretch for point in range(highest + 1)]
+    stall = [
+        0.0
+        if point == s.point
+        else switch_cost(emulator.constants[0], emulator.points[s.point], emulator.points[point], s.die)[0]
+        for point in range(highest + 1)
+    ]
+    need = [quiet_need(s, point) * stretch + stall[point] for point in range(highest + 1)]
     lowest = next((point for point in range(highest + 1) if need[point] <= left), highest)
     return [
         float(s.token > 0),

@@ -239,3 +239,19 @@ def test_the_lowest_feasible_point_is_feasible_and_the_one_below_is_not(control)
                 assert need_s(s, control.world, lowest - 1) > left
         rows.step(rng.integers(0, 8, (16, 1)))
     assert len(kinds) > 4
+
+
+@pytest.mark.parametrize("switching", ["on-chip", "pmic"])
+def test_whoever_follows_the_lowest_feasible_point_undisturbed_is_never_late(trace_folder, switching):
+    """The estimate counts all that a layer boundary costs: probe, controller, switch; and full depth is what runs."""
+    control = load_control(
+        "layer", traces=trace_folder, interference=Interference(1.0), switching=switching, policy_macs=912, slack_low=1.2
+    )
+    rows = begin(control, count=64)
+    observation = rows.reset(np.arange(64), np.zeros(64, np.int64))
+    lowest = OBSERVATION.index("lowest_feasible")
+    while not rows.state["done"].all():
+        actions = np.rint(observation[:, lowest] * TOP).astype(np.int64)
+        observation = rows.step(actions[:, None]).observation
+    assert rows.state["late"].sum() == 0
+    assert rows.state["switches"].sum() > 64

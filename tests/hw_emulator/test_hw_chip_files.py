@@ -378,5 +378,5 @@ def test_a_format_without_multipliers_is_refused_with_the_known_ones():
 
 
 def test_memory_is_not_retained_above_the_lowest_supply(tmp_path):
-    with pytest.raises(BadFileError, match="retention_voltage_v is 0.6"):
+    with pytest.raises(BadFileError, match=r"retention_voltage_v is 0\.6"):
         load_chip(write_chip(tmp_path, ("retention_voltage_v = 0.45", "retention_voltage_v = 0.6")))
