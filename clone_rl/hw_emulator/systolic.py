@@ -13,7 +13,7 @@ def systolic_cycles(m: int, k: int, n: int, rows: int, cols: int, dataflow: str 
     Args:
         m, k, n: Sizes of the product, each >= 1.
         rows, cols: Processing elements of the array, each >= 1.
-        dataflow: ``"ws"`` (weights stay), ``"os"`` (outputs stay) or ``"is"`` (inputs stay).
+        dataflow: ``"ws"`` (weights stay), ``"os"`` (outputs stay) or ``"is"`` (inputs stay), in either case.
 
     Raises:
         BadValueError: A size is below 1.
@@ -26,10 +26,11 @@ def systolic_cycles(m: int, k: int, n: int, rows: int, cols: int, dataflow: str 
     for name, size in sizes.items():
         if size < 1:
             raise BadValueError(f"{name} is {size}", "sizes are at least 1")
-    if dataflow == "ws":
+    kind = dataflow.lower()
+    if kind == "ws":
         return -(-k // rows) * -(-n // cols) * (2 * rows + cols + m - 2) - 1
-    if dataflow == "os":
+    if kind == "os":
         return -(-m // rows) * -(-n // cols) * (k + rows + cols - 2) - 1
-    if dataflow == "is":
+    if kind == "is":
         return -(-k // rows) * -(-m // cols) * (2 * rows + cols + n - 2) - 1
     raise UnknownNameError("dataflow", dataflow, DATAFLOWS)

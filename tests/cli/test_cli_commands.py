@@ -65,7 +65,7 @@ def test_rows_of_an_evaluation_go_to_a_file(run_cli, trace_folder, here):
 
 
 def test_a_chip_of_ones_own_is_used_by_its_path(run_cli, trace_folder, here):
-    (here / "mine.toml").write_text(CHIP.read_text().replace("mac_energy_j = 0.10e-12", "mac_energy_j = 0.90e-12"))
+    (here / "mine.toml").write_text(CHIP.read_text().replace("int4 = 0.10e-12", "int4 = 1.90e-12"))
     arguments = ("evaluate", "performance", "--traces", trace_folder, "--json")
     shipped = rows_of(run_cli(*arguments).json)["performance"]
     mine = rows_of(run_cli(*arguments, "--chip", "mine.toml").json)["performance"]
@@ -75,8 +75,8 @@ def test_a_chip_of_ones_own_is_used_by_its_path(run_cli, trace_folder, here):
 
 def test_a_chip_file_is_read_again_after_it_was_edited(run_cli, trace_folder, here):
     energies = []
-    for energy in ("0.10e-12", "0.90e-12"):
-        (here / "edited.toml").write_text(CHIP.read_text().replace("mac_energy_j = 0.10e-12", f"mac_energy_j = {energy}"))
+    for energy in ("0.10e-12", "1.90e-12"):
+        (here / "edited.toml").write_text(CHIP.read_text().replace("int4 = 0.10e-12", f"int4 = {energy}"))
         done = run_cli("evaluate", "performance", "--traces", trace_folder, "--chip", here / "edited.toml", "--json")
         energies.append(rows_of(done.json)["performance"]["energy_per_token_j"])
     assert energies[1] > 1.2 * energies[0]

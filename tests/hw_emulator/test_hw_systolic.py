@@ -102,3 +102,8 @@ def test_formats_that_pack_half_as_many_products_take_twice_the_cycles(dataflow)
     assert emulator.chip.compute.macs_per_pe["int8"] == 0.5
     expected = 2 * systolic_cycles(17, 24, 150, 8, 8, dataflow)
     assert array_cycles(emulator, HEAD, 17) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dataflow", ["ws", "os", "is"])
+def test_the_dataflow_may_be_written_in_capitals(dataflow):
+    assert systolic_cycles(5, 70, 33, 16, 8, dataflow.upper()) == systolic_cycles(5, 70, 33, 16, 8, dataflow)
