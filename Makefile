@@ -52,6 +52,8 @@ wheel: $(READY)
 	$(PYTHON) -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt build/wheel/*.whl
 	cd build/wheel && env/bin/clone-rl --version
+	cd build/wheel && env/bin/clone-rl chip cost --model default
+	cd build/wheel && env/bin/python -c "import clone_rl.hw_emulator.validation as v; assert v.validate()"
 	cd build/wheel && env/bin/python -c "import clone_rl.hw_emulator, sys; assert 'torch' not in sys.modules"
 	cd build/wheel && env/bin/python -c "import gymnasium as gym; env = gym.make('clone_rl:clone_rl/LayerControl-v0'); env.reset(seed=0); env.step(0)"
 
