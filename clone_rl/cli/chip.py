@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli import chip_text
 from clone_rl.cli.options import add_command
-from clone_rl.errors import BadValueError
+from clone_rl.errors import BadFileError, BadValueError
 
 if TYPE_CHECKING:
     from clone_rl.hw_emulator import Emulator, Workload
@@ -262,7 +262,12 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reference(options: argparse.Namespace) -> Path | None:
-    return Path(options.reference) if options.reference else None
+    if not options.reference:
+        return None
+    folder = Path(options.reference)
+    if folder.is_dir() and not any(folder.rglob("*.csv")):
+        raise BadFileError(f"no reference table in {folder}", "a folder of CSV files")
+    return folder
 
 
 def validate(options: argparse.Namespace) -> tuple[dict[str, Any], int]:

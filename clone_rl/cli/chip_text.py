@@ -198,7 +198,7 @@ def request(result: dict[str, Any]) -> str:
                 ("per token", "J", [p["energy_per_token_j"] for p in points]),
                 ("prefill", "J", [p["prefill_j"] for p in points]),
                 ("request", "J", [p["request_j"] for p in points]),
-                ("power", "W", [p["power_w"] for p in points]),
+                ("mean power", "W", [p["power_w"] for p in points]),
                 ("steady die", "C", [round(p["steady_die_c"], 1) for p in points]),
                 ("", "", [_remark(p, result) for p in points]),
             ]
@@ -231,7 +231,7 @@ def _placement_text(result: dict[str, Any]) -> str:
         cache = "none of the K/V cache"
     share = {1.0: "all", 0.0: "none"}.get(place["resident_share"], f"{place['resident_share']:.3%}")
     lines = [
-        f"in SRAM: {share} of the weights ({mebibytes(place['weight_bytes'])}), {cache}",
+        f"on chip: {share} of the weights ({mebibytes(place['weight_bytes'])}), {cache}",
         f"over DRAM: {quantity(place['dram_bytes_per_token'], 'B')} per token at {end} positions",
     ]
     if place["adapters"]:
@@ -250,12 +250,12 @@ def scaled(result: dict[str, Any]) -> str:
         ("peak", "OP/s", "peak_ops_per_s"),
         ("TPOT", "s", "latency_s"),
         ("per token", "J", "energy_j"),
-        ("power", "W", "power_w"),
+        ("decoding", "W", "power_w"),
         ("leakage", "W", "leakage_w"),
         ("best", "", "best_point"),
         ("TPOT", "s", "best_latency_s"),
         ("per token", "J", "best_energy_j"),
-        ("power", "W", "best_power_w"),
+        ("decoding", "W", "best_power_w"),
     )
     remarks = ["OVER LIMIT" if row["over_limit"] else "" for row in rows]
     table: list[Column] = [(title, unit, [row[key] for row in rows]) for title, unit, key in columns]

@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
-from clone_rl.hw_emulator.cost import highest_allowed, idle_power, switch_cost, warm, work_cost, work_latency
+from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, switch_cost, warm, work_cost, work_latency
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 STATE = np.dtype(
@@ -205,19 +205,20 @@ def _rows_context_causal(s: Any) -> Any:
 
 @njit(cache=True)
 def _run(s: Any, world: World, piece: int, rows: float, context: float, causal: bool) -> Any:
-    """Latency and energy of a piece of work as things stand now."""
+    """Latency, energy and heat of a piece of work as things stand now; not all of the DRAM's energy warms the die."""
     chip, point, work = world.constants[0], world.points[s.point], world.work[piece]
     slowdown = world.rules[0].slowdown if s.busy else 1.0
     cost = work_cost(chip, point, work, rows, context, causal, s.die_c, slowdown)
-    return cost[0], cost[1] + cost[2] + cost[3] + cost[4] + cost[5] + cost[6] + cost[7]
+    joules = cost[1] + cost[2] + cost[3] + cost[4] + cost[5] + cost[6] + cost[7]
+    return cost[0], joules, joules - chip.dram_elsewhere * cost[6]
 
 
 @njit(cache=True)
-def _pass_time(s: Any, world: World, seconds: float, energy_j: float) -> None:
+def _pass_time(s: Any, world: World, seconds: float, heat_j: float) -> None:
     """Move the clock, warm the die and let the interference evolve slot by slot."""
     s.clock_s += seconds
     if seconds > 0.0:
-        s.die_c, s.package_c = warm(world.constants[0], s.die_c, s.package_c, energy_j / seconds, seconds)
+        s.die_c, s.package_c = warm(world.constants[0], s.die_c, s.package_c, heat_j / seconds, seconds)
     rules = world.rules[0]
     now = int(s.clock_s / rules.slot_s)
     while s.slot < now:
@@ -296,9 +297,9 @@ def _emit(s: Any, world: World, depth: int, cost: Any) -> None:
         final_due_s = s.due_s - s.tpot_s if not rules.per_token else s.clock_s
         if final_due_s > s.clock_s:
             idle_s = final_due_s - s.clock_s
-            idle_j = idle_s * idle_power(world.constants[0], s.die_c) + world.constants[0].wake_j
-            s.idle_j += idle_j
-            _pass_time(s, world, idle_s, idle_j)
+            chip = world.constants[0]
+            s.idle_j += idle_s * idle_power(chip, s.die_c) + chip.wake_j
+            _pass_time(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
 
 
 @njit(cache=True)
@@ -317,18 +318,18 @@ def reward(s: Any) -> float:
 def _decide(s: Any, world: World, reads: bool) -> None:
     """Charge one decision: the probe, if this decision ``reads`` it, and the controller's arithmetic."""
     rules = world.rules[0]
-    seconds = joules = 0.0
+    seconds = heat_j = 0.0
     if rules.probe and reads:
-        seconds, joules = _run(s, world, PROBE, 1.0, 0.0, False)
+        seconds, joules, heat_j = _run(s, world, PROBE, 1.0, 0.0, False)
         s.probe_j += joules
     if rules.policy:
-        policy_s, policy_j = _run(s, world, POLICY, 1.0, 0.0, False)
-        s.policy_j += policy_j
-        joules += policy_j
+        policy_s, joules, policy_heat_j = _run(s, world, POLICY, 1.0, 0.0, False)
+        s.policy_j += joules
+        heat_j += policy_heat_j
         # A decision made one boundary ahead runs beside the layer, on the special-function unit.
         seconds += 0.0 if rules.delay else policy_s
-    if joules > 0.0:
-        _pass_time(s, world, seconds, joules)
+    if heat_j > 0.0:
+        _pass_time(s, world, seconds, heat_j)
 
 
 @njit(cache=True)
@@ -339,11 +340,11 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
     if action > top and may_exit(s):
         depth = s.layer
         fill = LAYER + rules.layers + (rules.layers - depth)
-        seconds, joules = _run(s, world, fill, 1.0, float(s.prompt + s.token), False)
+        seconds, joules, heat_j = _run(s, world, fill, 1.0, float(s.prompt + s.token), False)
         s.kv_fill_j += joules
-        head_s, head_j = _run(s, world, HEAD, 1.0, 0.0, False)
+        head_s, head_j, head_heat_j = _run(s, world, HEAD, 1.0, 0.0, False)
         s.head_j += head_j
-        _pass_time(s, world, seconds + head_s, joules + head_j)
+        _pass_time(s, world, seconds + head_s, heat_j + head_heat_j)
         _emit(s, world, depth, cost)
         return
     wanted = action if action <= top and may_change(s, rules.granularity) else s.point
@@ -354,22 +355,22 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
         s.switch_j += joules
         s.switches += 1.0
         s.point = wanted
-        _pass_time(s, world, seconds, joules)
+        _pass_time(s, world, seconds, joules - seconds * world.constants[0].dram_elsewhere * world.constants[0].dram_waiting_w)
     rows, context, causal = _rows_context_causal(s)
-    seconds, joules = _run(s, world, LAYER + s.layer, rows, context, causal)
+    seconds, joules, heat_j = _run(s, world, LAYER + s.layer, rows, context, causal)
     s.layer_j += joules
     s.layer += 1
     if s.layer < rules.layers:
-        _pass_time(s, world, seconds, joules)
+        _pass_time(s, world, seconds, heat_j)
         if s.token > 0 and rules.probe:
             at = s.row + s.token
             s.agree_before = s.agree if s.layer > 1 else world.signal[at, 0, 0]
             s.agree = world.signal[at, s.layer - 1, 0]
             s.kl = world.signal[at, s.layer - 1, 1]
         return
-    head_s, head_j = _run(s, world, HEAD, 1.0, 0.0, False)
+    head_s, head_j, head_heat_j = _run(s, world, HEAD, 1.0, 0.0, False)
     s.head_j += head_j
-    _pass_time(s, world, seconds + head_s, joules + head_j)
+    _pass_time(s, world, seconds + head_s, heat_j + head_heat_j)
     _emit(s, world, rules.layers, cost)
 
 

@@ -49,9 +49,10 @@ def place(chip: Asic, workload: Workload, context: int) -> Placement:
         weight_bytes += lora_bytes
     in_buffer = chip.lpu is not None and lora_bytes <= chip.lpu.buffer_bytes
     if chip.dram is None:
-        if weight_bytes + kv_bytes > chip.sram.size_bytes:
+        stored_bytes = weight_bytes + (0.0 if workload.tied else workload.head_bytes)  # the embedding's own table
+        if stored_bytes + kv_bytes > chip.sram.size_bytes:
             raise BadValueError(
-                f"{workload.name} needs {(weight_bytes + kv_bytes) / 2**20:.1f} MiB at {workload.precision.name} with a "
+                f"{workload.name} needs {(stored_bytes + kv_bytes) / 2**20:.1f} MiB at {workload.precision.name} with a "
                 f"context of {context} and {chip.name} has {chip.sram.size_bytes / 2**20:.1f} MiB of SRAM and no DRAM",
                 "use a chip with a [dram] table, more SRAM, fewer weight bits, or a shorter context",
             )
@@ -74,9 +75,13 @@ def _positions_that_fit(workload: Workload, free_bytes: float) -> float:
     return math.inf
 
 
-def points(chip: Asic) -> list[dict[str, float]]:
-    """Fields of ``cost.POINT`` for each operating point."""
+def points(chip: Asic, adapters: bool = False) -> list[dict[str, float]]:
+    """Fields of ``cost.POINT`` for each operating point; the LoRA unit is power-gated where no adapter is in use."""
     power, found = chip.power, []
+    leakage_w = _sram_leakage_w(chip) + _logic_leakage_w(chip)
+    if adapters and chip.lpu is not None:
+        leakage_w += chip.lpu.buffer_bytes * chip.sram.leakage_w_per_byte
+        leakage_w += chip.lpu.macs * chip.compute.mac_area_mm2 * power.logic_leakage_w_per_mm2
     for point in chip.operating_points:
         gain = _gain(chip, point.voltage_v)
         found.append(
@@ -84,7 +89,7 @@ def points(chip: Asic) -> list[dict[str, float]]:
                 "voltage_v": point.voltage_v,
                 "frequency_hz": point.frequency_hz,
                 "dynamic_scale": dynamic_scale(point.voltage_v, power.reference_voltage_v, gain),
-                "leakage_w": (_sram_leakage_w(chip) + _logic_leakage_w(chip)) * _leakage(chip, point.voltage_v) * gain,
+                "leakage_w": leakage_w * _leakage(chip, point.voltage_v) * gain,
             }
         )
     return found
@@ -181,6 +186,7 @@ def constants(chip: Asic, placement: Placement) -> dict[str, float]:
             "dram_write_j_per_byte": dram.write_energy_j_per_byte,
             "dram_active_w": dram.active_w + dram.refresh_w,
             "dram_waiting_w": waiting_w + dram.refresh_w,
+            "dram_elsewhere": 1 - dram.on_die_fraction,
             "idle_dram_w": dram.self_refresh_w,
         }
     return values

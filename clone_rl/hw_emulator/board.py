@@ -55,8 +55,8 @@ def constants(chip: Board) -> dict[str, float]:
         "dram_waiting_w": dram.standby_w,
         "leakage_per_kelvin": laws.static_per_kelvin,
         "leakage_reference_c": laws.reference_c,
-        "idle_w": laws.idle_w,
-        "idle_dram_w": 0.0,
+        "idle_w": 0.0,
+        "idle_dram_w": laws.idle_w,  # measured as a whole: it does not scale with the die's temperature
     }
 
 

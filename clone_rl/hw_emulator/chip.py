@@ -141,7 +141,7 @@ class Thermal:
 
 @dataclass(frozen=True)
 class Dram:
-    """External memory: bandwidth, energy per byte, and power by state."""
+    """External memory: bandwidth, energy per byte, power by state, and which share of its energy warms the die."""
 
     bandwidth_bytes_per_s: float
     achievable: float
@@ -156,6 +156,7 @@ class Dram:
     power_down_exit_s: float = 0.0
     self_refresh_exit_s: float = 0.0
     between_transfers: str = "power-down"
+    on_die_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Chip:
 
     @property
     def limit_w(self) -> float:
-        """Highest sustained average power."""
+        """Highest sustained average power, memory included."""
         raise NotImplementedError
 
 
@@ -218,7 +219,7 @@ class Asic(Chip):
 
     @property
     def limit_w(self) -> float:
-        """Highest sustained average power."""
+        """Highest sustained average power, memory included."""
         return self.power.limit_w
 
     @property
@@ -267,7 +268,7 @@ class Board(Chip):
 
     @property
     def limit_w(self) -> float:
-        """Highest sustained average power."""
+        """Highest sustained average power, memory included."""
         return self.board.limit_w
 
 
@@ -276,7 +277,7 @@ _MAY_BE_ZERO = frozenset(
         "latency_s", "gated_leakage_fraction", "clock_energy_j_per_pe", "clock_gated_fraction", "active_w", "standby_w",
         "power_down_w", "self_refresh_w", "refresh_w", "power_down_exit_s", "self_refresh_exit_s", "wake_s",
         "static_per_kelvin", "host_s_per_token", "overhead_cycles_per_token", "fixed_area_mm2", "tile_area_mm2",
-        "wire_energy_j_per_byte_mm", "domain_capacitance_f", "write_energy_j_per_byte",
+        "wire_energy_j_per_byte_mm", "domain_capacitance_f", "write_energy_j_per_byte", "on_die_fraction",
     }
 )  # fmt: skip
 _MAY_BE_NEGATIVE = frozenset({"ambient_c", "reference_c"})
@@ -287,6 +288,7 @@ _SHARES = (
     ("power", "regulator_efficiency"),
     ("power", "gated_leakage_fraction"),
     ("dram", "achievable"),
+    ("dram", "on_die_fraction"),
 )
 
 _COMMON: dict[str, type[Any]] = {"switching": Switching, "thermal": Thermal, "dram": Dram}
@@ -332,6 +334,10 @@ def _check_asic(chip: Asic, source: str) -> None:
         raise BadFileError(
             f"{source}: [power]: input_voltage_v is {chip.power.input_voltage_v}",
             f"an LDO cannot raise its input: at least {highest}",
+        )
+    if chip.sram.bank_bytes > chip.sram.size_bytes:
+        raise BadFileError(
+            f"{source}: [sram]: bank_bytes is {chip.sram.bank_bytes}", f"at most size_bytes, {chip.sram.size_bytes}"
         )
     if chip.buffers_bytes > chip.sram.size_bytes:
         raise BadFileError(

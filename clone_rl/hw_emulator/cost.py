@@ -33,6 +33,7 @@ CHIP = np.dtype(
         ("dram_write_j_per_byte", "f8"),
         ("dram_active_w", "f8"),  # transferring, refresh included
         ("dram_waiting_w", "f8"),  # between transfers, refresh included
+        ("dram_elsewhere", "f8"),  # share of the DRAM's energy that does not warm the die
         ("leakage_per_kelvin", "f8"),
         ("leakage_reference_c", "f8"),
         ("idle_w", "f8"),  # at the reference temperature
@@ -240,6 +241,12 @@ def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
 def idle_power(chip: Any, celsius: float) -> float:
     """Power between requests (W): weights retained in SRAM at its retention voltage, logic gated, DRAM in self-refresh."""
     return float(chip.idle_w * leakage_growth(chip, celsius) + chip.idle_dram_w)
+
+
+@njit(cache=True)
+def idle_heat(chip: Any, celsius: float) -> float:
+    """The part of ``idle_power`` that warms the die."""
+    return float(idle_power(chip, celsius) - chip.dram_elsewhere * chip.idle_dram_w)
 
 
 @njit(cache=True)

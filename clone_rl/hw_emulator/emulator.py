@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ class Idle:
 
 @dataclass(frozen=True)
 class Steady:
-    """Where a sustained load settles: die temperature, power, and the highest point that throttling leaves it."""
+    """Where a sustained load settles: die temperature, power with memory, and the highest point that throttling leaves."""
 
     die_c: float
     power_w: float
@@ -174,6 +175,8 @@ class Emulator:
     ) -> None:
         if not isinstance(chip, Asic | Board):
             raise BadValueError(f"{chip!r} is not a chip", "use Chip.load")
+        if not isinstance(workload, Workload):
+            raise BadValueError(f"{workload!r} is not a workload", "use Workload.from_config")
         self.chip, self.workload = chip, workload
         self.switching = switching or chip.switching.mechanism
         for what, value in (("signals", signals), ("policy_macs", policy_macs), ("policy_lut_bytes", policy_lut_bytes)):
@@ -185,7 +188,7 @@ class Emulator:
         count = workload.layers
         if isinstance(chip, Asic):
             where = asic.place(chip, workload, self.context)
-            constants, points = asic.constants(chip, where), asic.points(chip)
+            constants, points = asic.constants(chip, where), asic.points(chip, workload.lora_rank > 0)
             pieces = [
                 asic.head(chip, workload, where),
                 asic.probe(workload, signals),
@@ -235,14 +238,17 @@ class Emulator:
     def _check(
         self, layer: int, phase: str, context: float, tokens: int, temperature_c: float | None, slowdown: float
     ) -> None:
+        for name, value in (("context", context), ("temperature_c", temperature_c), ("slowdown", slowdown)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise BadValueError(f"{name} is {value!r}", "a number")
         if phase not in PHASES:
             raise UnknownNameError("phase", phase, PHASES)
         if not _is_integer(layer) or not 0 <= layer < self.workload.layers:
             raise BadValueError(f"layer {layer}", f"{self.workload.name} has layers 0 to {self.workload.layers - 1}")
         if not (context >= 0 and math.isfinite(context)):
             raise BadValueError(f"context is {context}", "0 or more tokens")
-        if not (tokens >= 1 and math.isfinite(tokens)):
-            raise BadValueError(f"tokens is {tokens}", "at least 1")
+        if not _is_integer(tokens) or tokens < 1:
+            raise BadValueError(f"tokens is {tokens!r}", "at least 1, and whole")
         if temperature_c is not None and not math.isfinite(temperature_c):
             raise BadValueError(f"temperature_c is {temperature_c}", "a finite temperature")
         if not (slowdown >= 1 and math.isfinite(slowdown)):
@@ -436,9 +442,10 @@ class Emulator:
         constants, thermal = self.constants[0], self.chip.thermal
         resistance = thermal.die_resistance_k_per_w + thermal.package_resistance_k_per_w
         die_c, ceiling = thermal.ambient_c, thermal.limit_c + 100.0
+        elsewhere_w = float(constants["dram_elsewhere"]) * cost.dram_j / cost.latency_s
         for _ in range(200):
             power_w = (cost.energy_j + cost.leakage_j * (leakage_growth(constants, die_c) - 1)) / cost.latency_s
-            settled = min(ceiling, thermal.ambient_c + power_w * resistance)
+            settled = min(ceiling, thermal.ambient_c + (power_w - elsewhere_w) * resistance)
             if abs(settled - die_c) < 1e-6:
                 break
             die_c = settled

@@ -124,8 +124,9 @@ def _sizes(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise BadFileError(f"{source}: model_type is {kind!r}", f"one of {', '.join(FAMILIES)}")
     if kind not in FAMILIES:
-        error = UnknownNameError("architecture", kind, FAMILIES)
-        raise UnsupportedModelError(f"{source}: model_type: {error.message}", f"{error.hint}; known: {', '.join(FAMILIES)}")
+        error, known = UnknownNameError("architecture", kind, FAMILIES), f"known: {', '.join(FAMILIES)}"
+        near = error.hint.startswith("did you mean")
+        raise UnsupportedModelError(f"{source}: model_type: {error.message}", f"{error.hint}; {known}" if near else known)
     family = FAMILIES[kind]
     keys = family.get("keys", _KEYS)
     values: dict[str, Any] = {}

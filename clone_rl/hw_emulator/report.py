@@ -359,8 +359,8 @@ def _dram(chip: Chip) -> dict[str, Any] | None:
 def _switching(emulator: Emulator) -> dict[str, Any]:
     top, constants = emulator.top, emulator.constants[0]
     pairs = {
-        "adjacent_up": (top - 1, top),
-        "adjacent_down": (top, top - 1),
+        "up_to_highest": (top - 1, top),
+        "down_from_highest": (top, top - 1),
         "lowest_to_highest": (0, top),
         "highest_to_lowest": (top, 0),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from clone_rl.errors import BadValueError, UnknownNameError
 
 DATAFLOWS = ("ws", "os", "is")
@@ -24,8 +26,8 @@ def systolic_cycles(m: int, k: int, n: int, rows: int, cols: int, dataflow: str 
     """
     sizes = {"m": m, "k": k, "n": n, "rows": rows, "cols": cols}
     for name, size in sizes.items():
-        if size < 1:
-            raise BadValueError(f"{name} is {size}", "sizes are at least 1")
+        if not isinstance(size, Integral) or size < 1:
+            raise BadValueError(f"{name} is {size!r}", "sizes are whole numbers, at least 1")
     kind = dataflow.lower()
     if kind == "ws":
         return -(-k // rows) * -(-n // cols) * (2 * rows + cols + m - 2) - 1

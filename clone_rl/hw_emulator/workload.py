@@ -11,6 +11,10 @@ from typing import Any
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.precision import PRECISIONS, Precision, precision_named
 
+_LARGEST = {"layers": 1024, "context": 2**30}
+_LARGEST_SIZE = 2**24
+"""Beyond any model there is: what is larger is a slip of the pen, and would take hours."""
+
 LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 """Weight matrices that a LoRA adapter can sit beside."""
 
@@ -68,6 +72,8 @@ class Workload:
         ):  # fmt: skip
             if not _is_count(getattr(self, name)) or getattr(self, name) < 1:
                 raise BadValueError(f"{name} is {getattr(self, name)!r}", "sizes are integers, at least 1")
+            if getattr(self, name) > (largest := _LARGEST.get(name, _LARGEST_SIZE)):
+                raise BadValueError(f"{name} is {getattr(self, name)}", f"at most {largest}")
         if self.heads % self.kv_heads:
             raise BadValueError(f"{self.heads} heads and {self.kv_heads} kv_heads", "query heads share key/value heads evenly")
         if not _is_count(self.lora_rank):

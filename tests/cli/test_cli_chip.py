@@ -84,7 +84,7 @@ def test_show_describes_the_parts_of_an_asic(run_cli):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("asic28-sram", ["20.96 mm2", "x 1.452", "650 fJ/B", "retention", "adjacent up", "switched-capacitor", "160 s"]),
+        ("asic28-sram", ["20.96 mm2", "x 1.452", "650 fJ/B", "retention", "up to highest", "switched-capacitor", "160 s"]),
         ("asic28-lpddr4", ["10.5", "pJ/bit", "self-refresh", "12.8 GB/s", "off:"]),
         ("orin-agx", ["MAC/cycle", "static at 85 C", "devfreq", "laws of the whole board"]),
     ],
@@ -327,11 +327,14 @@ def test_validate_and_fit_pass_the_folder_on(run_cli, monkeypatch, here):
     monkeypatch.setattr("clone_rl.hw_emulator.validation.validate", lambda reference: seen.append(reference) or CHECKS[:1])
     constant = Fitted("chip key", 1.25, 1.2, 7, "somebody")
     monkeypatch.setattr("clone_rl.hw_emulator.validation.fit", lambda reference: seen.append(reference) or [constant])
+    (here / "table.csv").write_text("a\n1\n", encoding="utf-8")
     run_cli("chip", "validate", "--reference", here)
     run_cli("chip", "fit", "--reference", here)
     assert run_cli("chip", "fit", "--json").json["constants"][0]["shipped"] == 1.2
     assert re.search(r"chip key +1.25 +1.2 +-4.0% +7 +somebody", run_cli("chip", "fit").out)
     assert seen == [here, here, None, None]
+    (here / "table.csv").unlink()
+    assert "no reference table" in run_cli("chip", "validate", "--reference", here).err
 
 
 BAD = [

@@ -86,13 +86,18 @@ def work(s, piece, rows=1, context=0.0):
     slowdown = s.control.scenario.interference.slowdown if s.busy else 1.0
     causal = piece >= LAYER and s.token == 0
     cost = s.control.emulator.cost(piece, s.point, context, rows, s.die, slowdown, causal)
-    return cost.latency_s, cost.energy_j
+    return cost.latency_s, cost.energy_j, cost.energy_j - elsewhere(s) * cost.dram_j
 
 
-def pass_time(s, seconds, joules):
+def elsewhere(s):
+    """Share of the DRAM's energy that does not warm the die."""
+    return float(s.control.emulator.constants[0]["dram_elsewhere"])
+
+
+def pass_time(s, seconds, heat):
     s.clock += seconds
     if seconds > 0:
-        s.die, s.package = warm(s.control.emulator.constants[0], s.die, s.package, joules / seconds, seconds)
+        s.die, s.package = warm(s.control.emulator.constants[0], s.die, s.package, heat / seconds, seconds)
     while s.slot < int(s.clock / s.control.scenario.interference.slot_s):
         s.slot += 1
         draw = uniform(s.seed, s.episode, INTERFERENCE, s.slot)
@@ -115,17 +120,17 @@ def change_allowed(s):
 def overheads(s, reads_probe):
     """The probe behind this decision and the controller's arithmetic; a delayed decision is off the critical path."""
     scenario = s.control.scenario
-    seconds = joules = 0.0
+    seconds = heat = 0.0
     if scenario.probe and reads_probe:
-        seconds, joules = work(s, PROBE)
+        seconds, joules, heat = work(s, PROBE)
         s.energy["probe"] += joules
     if scenario.policy_macs:
-        policy_s, policy_j = work(s, POLICY)
+        policy_s, policy_j, policy_heat = work(s, POLICY)
         s.energy["policy"] += policy_j
-        joules += policy_j
+        heat += policy_heat
         if not scenario.decision_delay:
             seconds += policy_s
-    pass_time(s, seconds, joules)
+    pass_time(s, seconds, heat)
 
 
 def emit(s, depth):
@@ -147,24 +152,25 @@ def emit(s, depth):
     if s.done and scenario.deadline == "carry-over" and last_due > s.clock:
         seconds = last_due - s.clock
         joules = seconds * idle_power(s.control.emulator.constants[0], s.die)
+        memory_w = float(s.control.emulator.constants[0]["idle_dram_w"])
         joules += float(s.control.emulator.constants[0]["wake_j"])
         s.energy["idle"] += joules
-        pass_time(s, seconds, joules)
+        pass_time(s, seconds, joules - seconds * memory_w * elsewhere(s))
 
 
-def finish_token(s, depth, seconds, joules):
-    head_s, head_j = work(s, HEAD)
+def finish_token(s, depth, seconds, heat):
+    head_s, head_j, head_heat = work(s, HEAD)
     s.energy["head"] += head_j
-    pass_time(s, seconds + head_s, joules + head_j)
+    pass_time(s, seconds + head_s, heat + head_heat)
     emit(s, depth)
 
 
 def leave(s):
     """Fill the caches of the layers that are skipped, then run the head."""
     depth = s.layer
-    seconds, joules = work(s, s.control.emulator.kv_fill_row(s.control.traces.layers - depth), 1, s.prompt + s.token)
+    seconds, joules, heat = work(s, s.control.emulator.kv_fill_row(s.control.traces.layers - depth), 1, s.prompt + s.token)
     s.energy["kv_fill"] += joules
-    finish_token(s, depth, seconds, joules)
+    finish_token(s, depth, seconds, heat)
 
 
 def allowed(s):
@@ -179,14 +185,14 @@ def run_layer(s, point):
         s.energy["switch"] += joules
         s.switches += 1
         s.point = point
-        pass_time(s, seconds, joules)
-    seconds, joules = work(s, LAYER + s.layer, *rows_and_context(s))
+        pass_time(s, seconds, joules - seconds * elsewhere(s) * float(emulator.constants[0]["dram_waiting_w"]))
+    seconds, joules, heat = work(s, LAYER + s.layer, *rows_and_context(s))
     s.energy["layer"] += joules
     s.layer += 1
     if s.layer == traces.layers:
-        finish_token(s, s.layer, seconds, joules)
+        finish_token(s, s.layer, seconds, heat)
         return
-    pass_time(s, seconds, joules)
+    pass_time(s, seconds, heat)
     if s.token > 0 and s.control.scenario.probe:
         signal = traces.signal[s.first + s.token]
         s.agree_before = float(signal[0, 0]) if s.layer == 1 else s.agree

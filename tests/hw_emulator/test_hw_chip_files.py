@@ -377,6 +377,11 @@ def test_a_format_without_multipliers_is_refused_with_the_known_ones():
         load_chip("asic28-sram").macs_per_cycle("fp32")
 
 
+def test_a_bank_larger_than_the_sram_is_refused(tmp_path):
+    with pytest.raises(BadFileError, match="bank_bytes is 16777216"):
+        load_chip(write_chip(tmp_path, ("bank_bytes = 65536", "bank_bytes = 16777216")))
+
+
 def test_memory_is_not_retained_above_the_lowest_supply(tmp_path):
     with pytest.raises(BadFileError, match=r"retention_voltage_v is 0\.6"):
         load_chip(write_chip(tmp_path, ("retention_voltage_v = 0.45", "retention_voltage_v = 0.6")))

@@ -505,3 +505,30 @@ def test_positions_beyond_the_reserved_context_lie_in_dram():
     inside, beyond = (emulator.layer(context=c).dram_j for c in (512, 600))
     assert inside == pytest.approx(emulator.layer(context=512).latency_s * float(emulator.constants[0]["dram_waiting_w"]))
     assert beyond > inside + 88 * 256 * 84e-12
+
+
+def test_an_untied_embedding_needs_room_on_a_chip_without_dram():
+    model = Workload(4, 512, 8, 8, 1024, 8000, context=64)
+    tight = altered(SRAM, "sram", size_bytes=int(model.weight_bytes) + 512 * 1024)
+    Emulator(tight, model)
+    with pytest.raises(BadValueError, match="no DRAM"):
+        Emulator(tight, dataclasses.replace(model, tied=False))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": 1.5}, r"tokens is 1\.5"),
+        ({"context": "5"}, "context is '5'"),
+        ({"temperature_c": True}, "temperature_c is True"),
+        ({"slowdown": None, "context": [1]}, r"context is \[1\]"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_refused(arguments, message):
+    with pytest.raises(BadValueError, match=message):
+        ON_SRAM.layer(**arguments)
+
+
+def test_a_name_is_no_workload():
+    with pytest.raises(BadValueError, match=r"use Workload\.from_config"):
+        Emulator(SRAM, "llama-3.2-1b")

@@ -294,3 +294,19 @@ def test_a_runaway_ends_at_a_finite_temperature_beyond_the_limit():
 def test_a_load_that_takes_no_time_has_no_steady_state():
     with pytest.raises(BadValueError, match=r"latency_s is 0\.0"):
         EMULATOR.steady(EMULATOR.cost(POLICY, 0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.19, 1.0])
+def test_of_the_energy_of_the_memory_only_its_share_warms_the_die(share):
+    chip = altered(LPDDR4, "dram", on_die_fraction=share)
+    emulator = Emulator(chip, Workload.from_config("llama-3.2-1b", context=256))
+    cost = emulator.token(context=64)
+    found = emulator.steady(cost)
+    heat_w = found.power_w - (1 - share) * cost.dram_j / cost.latency_s
+    assert found.die_c == pytest.approx(25.0 + heat_w * 25.0, abs=1e-3)
+    assert found.power_w > cost.dram_j / cost.latency_s
+
+
+def test_the_idle_power_of_a_board_was_measured_and_does_not_scale_with_its_temperature():
+    emulator = Emulator(Chip.load("orin-agx"), SMALL)
+    assert emulator.idle_w(20.0) == emulator.idle_w(90.0) == 11.2

@@ -65,9 +65,15 @@ def test_small_adapters_hide_behind_the_array_and_cost_the_unit_s_energy():
     plain, lora = (Emulator(SRAM, with_lora(rank)).layer(context=64) for rank in (0, 2))
     assert lora.latency_s == plain.latency_s
     assert lora.lpu_j > plain.lpu_j == 0
-    assert [getattr(lora, name) for name in TERMS if name != "lpu_j"] == [
-        getattr(plain, name) for name in TERMS if name != "lpu_j"
-    ]
+    other = [name for name in TERMS if name not in ("lpu_j", "leakage_j")]
+    assert [getattr(lora, name) for name in other] == [getattr(plain, name) for name in other]
+
+
+def test_the_unit_leaks_where_an_adapter_is_in_use_and_is_gated_otherwise():
+    plain, lora = (Emulator(SRAM, with_lora(rank)).points["leakage_w"][3] for rank in (0, 2))
+    scale = plain / (SRAM.sram.size_bytes * 1.46e-9 + SRAM.compute.area_mm2 * 0.3e-3)
+    assert lora - plain == pytest.approx(scale * (131072 * 1.46e-9 + 16 * 450e-6 * 0.3e-3))
+    assert Emulator(without_lpu(SRAM), with_lora(0)).points["leakage_w"][3] == plain
 
 
 def test_the_unit_and_the_array_run_side_by_side_so_the_slower_one_sets_the_time():

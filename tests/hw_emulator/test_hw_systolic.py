@@ -107,3 +107,8 @@ def test_formats_that_pack_half_as_many_products_take_twice_the_cycles(dataflow)
 @pytest.mark.parametrize("dataflow", ["ws", "os", "is"])
 def test_the_dataflow_may_be_written_in_capitals(dataflow):
     assert systolic_cycles(5, 70, 33, 16, 8, dataflow.upper()) == systolic_cycles(5, 70, 33, 16, 8, dataflow)
+
+
+def test_fractional_sizes_are_refused():
+    with pytest.raises(BadValueError, match=r"m is 1\.5"):
+        systolic_cycles(1.5, 8, 8, 4, 4, "ws")

@@ -433,3 +433,10 @@ def test_a_workload_survives_plain_data():
 def test_plain_data_of_another_kind_is_refused_with_its_source(stored):
     with pytest.raises(BadFileError, match=r"card\.json: no model shape.*record it again"):
         stored_workload(stored, "card.json")
+
+
+@pytest.mark.parametrize(("name", "size"), [("layers", 10**9), ("hidden_size", 10**30), ("context", 2**31)])
+def test_sizes_beyond_any_model_are_refused(name, size):
+    sizes = {"layers": 2, "hidden_size": 64, "heads": 2, "kv_heads": 1, "ff_size": 128}
+    with pytest.raises(BadValueError, match=f"{name} is {size}"):
+        Workload(**{**sizes, name: size})

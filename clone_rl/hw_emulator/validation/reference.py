@@ -54,7 +54,7 @@ def _read(path: Path, numbers: Collection[str], texts: Collection[str], may_be_z
             reader = csv.DictReader(file)
             for column in (*numbers, *texts):
                 if column not in (reader.fieldnames or ()):
-                    raise BadFileError(f"{path} has no column {column!r}")
+                    raise BadFileError(f"{path} has no column {column!r}", f"columns read: {', '.join((*numbers, *texts))}")
             return [
                 {c: _number(row[c], path, reader.line_num, c, c in may_be_zero) for c in numbers}
                 | {c: _text(row[c], path, reader.line_num, c) for c in texts}
