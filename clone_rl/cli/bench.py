@@ -101,12 +101,12 @@ def add(commands: Any) -> None:
         subjects,
         "emulator",
         f"Layer costs per CPU second, and the same products through SCALE-Sim {SCALESIM} in an environment of its own.",
+        bench_emulator,
     )
     emulator.add_argument("--no-peers", action="store_true", help="measure this package alone; install nothing")
     emulator.add_argument(
         "--seconds", type=float, default=1.0, help="CPU seconds of each measurement of this package (default: 1.0)"
     )
-    emulator.set_defaults(job=bench_emulator)
 
 
 def machine() -> dict[str, Any]:
@@ -144,10 +144,9 @@ def per_cpu_second(work: Callable[[], int], seconds: float) -> float:
 
 def _product(k: int, n: int) -> Emulator:
     """A (k x n) product on one array like SCALE-Sim's: a model's head, whose inputs are k wide and whose vocabulary is n."""
-    from clone_rl.hw_emulator import Asic, Emulator, Precision, Workload, load_chip
+    from clone_rl.hw_emulator import Asic, Emulator, Precision, Workload
 
-    chip = load_chip("asic28-sram")
-    assert isinstance(chip, Asic)
+    chip = Asic.load("asic28-sram")
     compute = replace(chip.compute, tiles=1, array_rows=_ARRAY, array_columns=_ARRAY, dataflow="ws")
     formats = Precision("int4", "int4", "int4", "int4")
     return Emulator(replace(chip, compute=compute), Workload(1, k, 1, 1, 1, n, precision=formats, head_dim=1))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli import chip_text
 from clone_rl.cli.options import add_command
+from clone_rl.cli.run_folder import check_picture
 from clone_rl.errors import BadFileError, BadValueError
 
 if TYPE_CHECKING:
@@ -25,14 +26,12 @@ def add(commands: Any) -> None:
     chips = commands.add_parser("chip", help=text, description=text)
     actions = chips.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = add_command(actions, "list", "List the shipped chips.")
-    listing.set_defaults(job=list_chips)
+    add_command(actions, "list", "List the shipped chips.", list_chips)
 
-    showing = add_command(actions, "show", "Show every derived figure of a chip.")
+    showing = add_command(actions, "show", "Show every derived figure of a chip.", show)
     showing.add_argument("chip", metavar="CHIP", help="shipped chip or TOML file")
-    showing.set_defaults(job=show)
 
-    costing = add_command(actions, "cost", "Cost a request (a prompt, then tokens) of a model by operating point.")
+    costing = add_command(actions, "cost", "Cost a request (a prompt, then tokens) of a model by operating point.", cost)
     costing.add_argument("--chip", default="asic28-sram", help="shipped chip or TOML file (default: 'asic28-sram')")
     _add_request(costing)
     costing.add_argument("--vf", default="all", help="operating points, 0 the lowest: all, or K,K,... (default: 'all')")
@@ -47,25 +46,23 @@ def add(commands: Any) -> None:
         "--switching", default="", help="ideal, on-chip, pmic, os or devfreq (default: the chip's own mechanism)"
     )
     _add_plot(costing, "energy against latency, and the roofline")
-    costing.set_defaults(job=cost)
 
-    scaling = add_command(actions, "scale", "Cost a decode step on an ASIC with other numbers of tiles; its SRAM stays.")
+    scaling = add_command(
+        actions, "scale", "Cost a decode step on an ASIC with other numbers of tiles; its SRAM stays.", scale
+    )
     scaling.add_argument("chip", metavar="CHIP", help="shipped ASIC or TOML file")
     scaling.add_argument("--tiles", default="1,2,4,8", help="numbers of tiles, N,N,... (default: '1,2,4,8')")
     _add_request(scaling)
     scaling.add_argument("--vf", type=int, default=None, help="operating point, 0 the lowest (default: the highest)")
     _add_plot(scaling, "latency, energy and area by number of tiles")
-    scaling.set_defaults(job=scale)
 
     validating = add_command(
-        actions, "validate", "Compare the emulator with published figures; exit code 1 if one is out of tolerance."
+        actions, "validate", "Compare the emulator with published figures; exit code 1 if one is out of tolerance.", validate
     )
     _add_reference(validating)
-    validating.set_defaults(job=validate)
 
-    fitting = add_command(actions, "fit", "Refit every fitted constant and compare it with the shipped one.")
+    fitting = add_command(actions, "fit", "Refit every fitted constant and compare it with the shipped one.", fit)
     _add_reference(fitting)
-    fitting.set_defaults(job=fit)
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
@@ -123,17 +120,6 @@ def _workload(options: argparse.Namespace) -> Workload:
     return workload
 
 
-def _plot_path(options: argparse.Namespace) -> Path | None:
-    from clone_rl.cli.run_folder import check_output
-
-    if not options.plot:
-        return None
-    path = check_output(Path(options.plot))
-    if path.suffix != ".png":
-        raise BadValueError(f"plot {path}", "a PNG file: end it in .png")
-    return path
-
-
 def list_chips(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl chip list``."""
     from clone_rl.hw_emulator import chip_names, load_chip
@@ -161,7 +147,7 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.hw_emulator import Emulator, load_chip
     from clone_rl.hw_emulator.report import knee, placement, request_costs
 
-    path = _plot_path(options)
+    path = check_picture(options.plot, "plot")
     celsius = options.temperature
     if celsius is not None and not _COLDEST_C <= celsius <= _HOTTEST_C:
         raise BadValueError(f"temperature is {celsius}", f"{_COLDEST_C:g} to {_HOTTEST_C:g} Celsius")
@@ -240,7 +226,7 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.hw_emulator import Asic, load_chip
     from clone_rl.hw_emulator.report import scaling
 
-    path, tiles = _plot_path(options), _integers(options.tiles, "tiles")
+    path, tiles = check_picture(options.plot, "plot"), _integers(options.tiles, "tiles")
     chip = load_chip(options.chip)
     if not isinstance(chip, Asic):
         raise BadValueError(f"{chip.name} is a board: its laws are of the whole of it", "scale an ASIC, such as asic28-sram")

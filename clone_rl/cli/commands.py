@@ -193,11 +193,10 @@ def draw(path: Path, generation: Any, session: Any) -> None:
 def generate(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl generate``."""
     from clone_rl.cli.prompt_file import read_prompts
-    from clone_rl.cli.run_folder import check_output
+    from clone_rl.cli.run_folder import check_picture
     from clone_rl.llm.sampling import Sampling
 
-    if options.picture and check_output(Path(options.picture)).suffix != ".png":
-        raise BadValueError(f"picture {options.picture}", "a PNG file: end it in .png")
+    picture = check_picture(options.picture, "picture")
     sampling = Sampling(options.temperature, options.top_k)
     texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file is not None else [options.prompt]
     session, runtime = live_session(options, options.controller, Limits())
@@ -211,8 +210,8 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
             results.append({"prompt": text, **answer.summary(), "controller": options.controller})
             if not options.json:
                 print(f"{text}{answer.text}\n  [{generation_lines(results[-1])}]")
-            if options.picture and number == 0:
-                draw(Path(options.picture), answer, session)
+            if picture and number == 0:
+                draw(picture, answer, session)
     finally:
         session.close()
     return {"generations": results}

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -51,16 +51,17 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli import bench, chip
+    from clone_rl.cli import bench, chip, commands
+    from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
     parser = _Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
     parser.add_argument("--version", action="version", version=f"clone-rl {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    command = partial(add_command, commands)
+    command = partial(add_command, subcommands)
 
-    demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.")
+    demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.", demonstrate)
     demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
     demo.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
     demo.add_argument("--prompt", default=_STORY, help="text to continue (default: %(default)r)")
@@ -70,7 +71,7 @@ def _build() -> argparse.ArgumentParser:
         "--name", default="", help="name of the run folder; must be new (default: the first free demo, demo-2, ...)"
     )
 
-    train = command("train", "Train a controller and evaluate it on the validation split.")
+    train = command("train", "Train a controller and evaluate it on the validation split.", commands.train)
     if _wants("train"):
         from clone_rl.agents.ppo import TrainConfig
 
@@ -81,7 +82,7 @@ def _build() -> argparse.ArgumentParser:
         "--resume", default="", metavar="RUN", help="continue the run of this folder, with its own configuration"
     )
 
-    evaluate = command("evaluate", "Compare controllers on the same requests.")
+    evaluate = command("evaluate", "Compare controllers on the same requests.", commands.evaluate)
     evaluate.add_argument(
         "controllers", nargs="+", metavar="CONTROLLER", help="performance, powersave, pace, a shipped policy, or a policy file"
     )
@@ -93,7 +94,7 @@ def _build() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", default="", help="CSV file for one row per controller and request (default: none)")
     _add_limits(evaluate)
 
-    generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.")
+    generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.", commands.generate)
     source = generate.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to continue")
     source.add_argument("--prompt-file", help="one prompt a line, or JSON lines with a 'prompt' field")
@@ -113,7 +114,7 @@ def _build() -> argparse.ArgumentParser:
         "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
     )
 
-    record = command("record", "Record traces of a model: what each exit of each token shows and would emit.")
+    record = command("record", "Record traces of a model: what each exit of each token shows and would emit.", commands.record)
     record.add_argument("--out", required=True, help="folder to create")
     record.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
     record.add_argument(
@@ -128,7 +129,7 @@ def _build() -> argparse.ArgumentParser:
         )
     record.add_argument("--max-new-tokens", type=int, default=80, help="longest sampled response, tokens (default: 80)")
 
-    pretrain = command("pretrain", "Train a small early-exit language model on a folder of text.")
+    pretrain = command("pretrain", "Train a small early-exit language model on a folder of text.", commands.pretrain)
     pretrain.add_argument("--text", required=True, help="folder with .txt, .md and question/answer .jsonl files")
     pretrain.add_argument("--out", required=True, help="model folder to create; training state goes to OUT.training")
     pretrain.add_argument("--resume", action="store_true", help="continue an interrupted run")
@@ -137,8 +138,8 @@ def _build() -> argparse.ArgumentParser:
 
         add_fields(pretrain, Recipe)
 
-    chip.add(commands)
-    bench.add(commands)
+    chip.add(subcommands)
+    bench.add(subcommands)
     return parser
 
 
@@ -149,23 +150,8 @@ def _wants(command: str) -> bool:
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """What a command found, and its exit code: 0 unless it is one that judges."""
-    if "job" in options:
-        found = options.job(options)
-        return found if isinstance(found, tuple) else (found, 0)
-    if options.command == "demo":
-        from clone_rl.cli.demo import demo
-
-        return demo(options), 0
-    from clone_rl.cli import commands
-
-    jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "train": commands.train,
-        "evaluate": commands.evaluate,
-        "generate": commands.generate,
-        "record": commands.record,
-        "pretrain": commands.pretrain,
-    }
-    return jobs[options.command](options), 0
+    found = options.job(options)
+    return found if isinstance(found, tuple) else (found, 0)
 
 
 def _report(error: CloneRLError, as_json: bool) -> None:

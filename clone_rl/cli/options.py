@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
 
-def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """A parser for one command among ``commands``, with ``--json``."""
+Job = Callable[[argparse.Namespace], dict[str, Any] | tuple[dict[str, Any], int]]
+"""What a command does with its options: what it found, and an exit code where it is one that judges."""
+
+
+def add_command(commands: Any, name: str, text: str, job: Job) -> argparse.ArgumentParser:
+    """A parser for one command among ``commands``, with ``--json`` and the job that it stands for."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    parser.set_defaults(job=job)
     return parser
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clone_rl.errors import BadFileError, RunExistsError
+from clone_rl.errors import BadFileError, BadValueError, RunExistsError
 from clone_rl.files import replacing
 from clone_rl.version import __version__
 
@@ -69,6 +69,20 @@ def check_output(path: Path) -> Path:
         raise BadFileError(f"{path} exists", "choose another file or folder, or remove it")
     if not path.parent.is_dir():
         raise BadFileError(f"no such folder: {path.parent}", "create it first")
+    return path
+
+
+def check_picture(name: str, option: str) -> Path | None:
+    """The path of a picture that a command may write, or None where none was asked for.
+
+    Raises:
+        BadFileError: As ``check_output``.
+        BadValueError: Not a PNG file.
+    """
+    if not name:
+        return None
+    if (path := check_output(Path(name))).suffix != ".png":
+        raise BadValueError(f"{option} {name}", "a PNG file: end it in .png")
     return path
 
 

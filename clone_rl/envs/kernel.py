@@ -17,7 +17,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
-from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, switch_cost, warm, work_cost, work_latency
+from clone_rl.hw_emulator.cost import (
+    highest_allowed,
+    idle_heat,
+    idle_power,
+    switch_cost,
+    switch_stall,
+    warm,
+    work_cost,
+    work_latency,
+)
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 STATE = np.dtype(
@@ -246,7 +255,7 @@ def need_s(s: Any, world: World, point: int) -> float:
             quiet += layers * work_latency(chip, at, world.work[LAYER + world.classes[kind]], rows, context, causal)
     seconds = quiet * (world.rules[0].slowdown if s.busy else 1.0)
     if point != s.point:
-        seconds += switch_cost(chip, world.points[s.point], at, s.die_c)[0]
+        seconds += switch_stall(chip, world.points[s.point], at)
     return float(seconds)
 
 

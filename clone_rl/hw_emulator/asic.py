@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import Asic, bank_energy
+from clone_rl.hw_emulator.systolic import systolic_terms
 from clone_rl.hw_emulator.voltage import dynamic_scale, leakage_scale, regulator_gain
 from clone_rl.hw_emulator.workload import Workload
 
@@ -38,7 +39,7 @@ def place(chip: Asic, workload: Workload, context: int) -> Placement:
     kv_bytes = workload.kv_bytes_per_token * sum(min(context, workload.window_of(i)) for i in range(workload.layers))
     weight_bytes = workload.weight_bytes
     beside = chip.lpu is not None and workload.lora_rank > 0
-    lora_bytes = workload.lora_bytes * workload.layers
+    lora_bytes = workload.adapter_bytes
     if chip.lpu is not None and lora_bytes > chip.lpu.envm_bytes:
         raise BadValueError(
             f"the adapters take {lora_bytes / 2**20:.2f} MiB and the eNVM of {chip.name} holds "
@@ -125,21 +126,22 @@ def idle_states(chip: Asic, resident_bytes: float) -> dict[str, tuple[float, flo
     """
     low = chip.operating_points[0].voltage_v
     gain = _gain(chip, low)
-    sram_w, logic_w, power = _sram_leakage_w(chip), _logic_leakage_w(chip) * _leakage(chip, low), chip.power
+    power, growth = chip.power, _leakage(chip, low)
+    sram_w, logic_w = _sram_leakage_w(chip) * growth, _logic_leakage_w(chip) * growth
     clock_w = chip.compute.clock_gated_fraction * _clock_j(chip) * chip.operating_points[0].frequency_hz
     clock_w *= dynamic_scale(low, power.reference_voltage_v, 1.0)
     gated_w = logic_w * power.gated_leakage_fraction
-    retained_w = sram_w * _leakage(chip, chip.sram.retention_voltage_v)
-    wake_j = power.wake_s * (sram_w * _leakage(chip, low) + logic_w) * gain
+    retained_w = _sram_leakage_w(chip) * _leakage(chip, chip.sram.retention_voltage_v)
+    wake_j = power.wake_s * (sram_w + logic_w) * gain
     states = {
-        "clock-gated": ((sram_w * _leakage(chip, low) + logic_w + clock_w) * gain, 0.0, 0.0),
+        "clock-gated": ((sram_w + logic_w + clock_w) * gain, 0.0, 0.0),
         "retention": ((retained_w + gated_w) * gain, power.wake_s, wake_j),
     }
     if chip.dram:
         reload_s = resident_bytes / (chip.dram.bandwidth_bytes_per_s * chip.dram.achievable)
         reload_j = resident_bytes * (chip.dram.read_energy_j_per_byte + chip.sram.energy_j_per_byte * gain)
         reload_j += reload_s * chip.dram.active_w
-        off_w = (sram_w * _leakage(chip, low) * power.gated_leakage_fraction + gated_w) * gain
+        off_w = (sram_w * power.gated_leakage_fraction + gated_w) * gain
         states["off"] = (off_w, power.wake_s + reload_s, wake_j + reload_j)
     return states
 
@@ -152,8 +154,8 @@ def _clock_j(chip: Asic) -> float:
 def constants(chip: Asic, placement: Placement) -> dict[str, float]:
     """Fields of ``cost.CHIP`` besides switching and thermal ones."""
     dram, compute = chip.dram, chip.compute
-    # A broadcast to the other tiles and a gather from them cross half the die's edge.
     idle_w, wake_s, wake_j = idle_states(chip, 0.0)["retention"]
+    # A broadcast to the other tiles and a gather from them cross half the die's edge.
     wire_mm = math.sqrt(chip.area_mm2) / 2 * (1 - 1 / compute.tiles)
     values = {
         "sram_bytes_per_cycle": chip.sram.bytes_per_cycle_per_tile * compute.tiles,
@@ -200,22 +202,13 @@ def _linear(chip: Asic, workload: Workload, products: list[tuple[int, int]], par
     number = workload.precision.multiplier(part)
     peak = chip.macs_per_cycle(number)
     packing = chip.compute.macs_per_pe[number]
-    rows, columns, tiles = chip.compute.array_rows, chip.compute.array_columns, chip.compute.tiles
+    array = chip.compute.array_rows, chip.compute.array_columns, chip.compute.dataflow
     parameters = sum(k * n for k, n in products)
-    shares = [(k, -(-n // tiles)) for k, n in products]
-    work: dict[str, float] = {"array_cycles_per_row": 0.0}
-    if chip.compute.dataflow == "ws":
-        blocks = sum(-(-k // rows) * -(-n // columns) for k, n in shares)
-        work |= {"array_cycles_per_block": blocks * (2 * rows + columns - 2), "array_cycles_per_row": blocks}
-    elif chip.compute.dataflow == "os":
-        work["array_cycles_per_block"] = sum(-(-n // columns) * (k + rows + columns - 2) for k, n in shares)
-        work["block_rows"] = float(rows)
-    else:
-        work["array_cycles_per_block"] = sum(-(-k // rows) * (2 * rows + columns + n - 2) for k, n in shares)
-        work["block_rows"] = float(columns)
-    work["array_cycles_per_block"] /= packing
-    work["array_cycles_per_row"] /= packing
-    return work | {
+    terms = [systolic_terms(k, -(-n // chip.compute.tiles), *array) for k, n in products]
+    return {
+        "array_cycles_per_block": sum(per_block for per_block, _, _ in terms) / packing,
+        "array_cycles_per_row": sum(per_row for _, per_row, _ in terms) / packing,
+        "block_rows": next((float(block) for _, _, block in terms if block), math.inf),
         "macs_per_row": parameters,
         "mac_j_per_row": parameters * chip.compute.mac_energy_j[number],
         "vector_cycles_per_row": parameters / (peak * chip.compute.gemv_utilisation),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.precision import BITS
@@ -197,9 +198,16 @@ class Chip:
     dram: Dram | None = None
 
     @classmethod
-    def load(cls, name: str) -> Chip:
-        """Load a shipped chip by name, or any chip file by path; see ``load_chip``."""
-        return load_chip(str(name))
+    def load(cls, name: str | Path) -> Self:
+        """Load a shipped chip by name, or any chip file by path; see ``load_chip``.
+
+        Raises:
+            BadValueError: Asked of ``Asic`` or ``Board``, and it is of the other kind.
+        """
+        chip = load_chip(str(name))
+        if not isinstance(chip, cls):
+            raise BadValueError(f"{chip.name} is no {cls.__name__}", f"it is a {type(chip).__name__}")
+        return chip
 
     @property
     def limit_w(self) -> float:

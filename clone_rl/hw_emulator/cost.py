@@ -225,13 +225,18 @@ def leakage_growth(chip: Any, celsius: float) -> float:
 
 
 @njit(cache=True)
+def switch_stall(chip: Any, old: Any, new: Any) -> float:
+    """Seconds that a change of operating point stalls the chip: the relock, and on the way up the voltage's ramp."""
+    return float(chip.relock_s + max(0.0, new.voltage_v - old.voltage_v) * chip.slew_s_per_v)
+
+
+@njit(cache=True)
 def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
     """Cost of a change of operating point: ``(stall_s, energy_j)``.
 
     The chip waits at the lower of the two points; moving the domain's charge takes C |V2^2 - V1^2| / 2.
     """
-    rise_v = max(0.0, new.voltage_v - old.voltage_v)
-    stall_s = chip.relock_s + rise_v * chip.slew_s_per_v
+    stall_s = switch_stall(chip, old, new)
     leakage_w = min(old.leakage_w, new.leakage_w) * leakage_growth(chip, celsius)
     charge_j = 0.5 * chip.domain_f * abs(new.voltage_v**2 - old.voltage_v**2)
     return stall_s, charge_j + stall_s * (leakage_w + chip.dram_waiting_w)

@@ -25,7 +25,7 @@ from clone_rl.hw_emulator.cost import (
     work_cost,
 )
 from clone_rl.hw_emulator.switching import mechanism
-from clone_rl.hw_emulator.workload import Workload
+from clone_rl.hw_emulator.workload import Workload, is_count
 
 HEAD, PROBE, POLICY, LAYER = 0, 1, 2, 3
 """Rows of ``Emulator.work``: ``LAYER + i`` is decoder layer i, ``LAYER + layers + n`` fills the caches of n skipped layers."""
@@ -116,10 +116,6 @@ def _records(dtype: np.dtype[np.void], rows: Sequence[dict[str, float]]) -> NDAr
         for name, value in values.items():
             record[name] = value
     return array
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _shared_constants(chip: Chip, switching: str) -> dict[str, float]:
@@ -227,7 +223,7 @@ class Emulator:
     def _point(self, vf: int | None) -> int:
         if vf is None:
             return self.top
-        if not _is_integer(vf) or not 0 <= vf <= self.top:
+        if not is_count(vf) or vf > self.top:
             raise BadValueError(f"operating point {vf}", f"{self.chip.name} has points 0 to {self.top}")
         return int(vf)
 
@@ -243,11 +239,11 @@ class Emulator:
                 raise BadValueError(f"{name} is {value!r}", "a number")
         if phase not in PHASES:
             raise UnknownNameError("phase", phase, PHASES)
-        if not _is_integer(layer) or not 0 <= layer < self.workload.layers:
+        if not is_count(layer) or layer >= self.workload.layers:
             raise BadValueError(f"layer {layer}", f"{self.workload.name} has layers 0 to {self.workload.layers - 1}")
         if not (context >= 0 and math.isfinite(context)):
             raise BadValueError(f"context is {context}", "0 or more tokens")
-        if not _is_integer(tokens) or tokens < 1:
+        if not is_count(tokens) or tokens < 1:
             raise BadValueError(f"tokens is {tokens!r}", "at least 1, and whole")
         if temperature_c is not None and not math.isfinite(temperature_c):
             raise BadValueError(f"temperature_c is {temperature_c}", "a finite temperature")
@@ -257,7 +253,7 @@ class Emulator:
     def cost(
         self,
         piece: int,
-        point: int,
+        point: int | None,
         context: float = 0.0,
         rows: int = 1,
         temperature_c: float | None = None,
@@ -295,7 +291,7 @@ class Emulator:
             UnknownNameError: Unknown phase.
         """
         self._check(layer, phase, context, tokens, temperature_c, slowdown)
-        return self.cost(LAYER + layer, self._point(vf), context, tokens, temperature_c, slowdown, phase == "prefill")
+        return self.cost(LAYER + layer, vf, context, tokens, temperature_c, slowdown, phase == "prefill")
 
     def token(
         self,
@@ -319,7 +315,7 @@ class Emulator:
             UnknownNameError: Unknown phase.
         """
         depth = self.workload.layers if depth is None else depth
-        if not _is_integer(depth) or not 1 <= depth <= self.workload.layers:
+        if not is_count(depth) or not 1 <= depth <= self.workload.layers:
             raise BadValueError(f"depth is {depth}", f"1 to {self.workload.layers}")
         if phase == "prefill" and depth < self.workload.layers:
             raise BadValueError(f"depth {depth} in prefill", "a prompt runs at full depth")
@@ -406,7 +402,7 @@ class Emulator:
     @property
     def adapter_bytes(self) -> float:
         """Stored weights of the active LoRA adapters of all layers."""
-        return self.workload.lora_bytes * self.workload.layers
+        return self.workload.adapter_bytes
 
     def swap_adapters(self) -> tuple[float, float]:
         """Seconds and joules of putting other LoRA adapters in place of the active ones.

@@ -28,11 +28,26 @@ def systolic_cycles(m: int, k: int, n: int, rows: int, cols: int, dataflow: str 
     for name, size in sizes.items():
         if not isinstance(size, Integral) or size < 1:
             raise BadValueError(f"{name} is {size!r}", "sizes are whole numbers, at least 1")
+    per_block, per_row, block = systolic_terms(k, n, rows, cols, dataflow)
+    return (-(-m // block) if block else 1) * per_block + m * per_row - 1
+
+
+def systolic_terms(k: int, n: int, rows: int, cols: int, dataflow: str) -> tuple[int, int, int]:
+    """What the cycles of a product are made of, whatever its number of rows m.
+
+    Returns:
+        ``(per_block, per_row, block)``: the cycles are ``ceil(m / block) * per_block + m * per_row - 1``; a ``block`` of 0
+        takes any number of rows at once.
+
+    Raises:
+        UnknownNameError: Unknown dataflow.
+    """
     kind = dataflow.lower()
     if kind == "ws":
-        return -(-k // rows) * -(-n // cols) * (2 * rows + cols + m - 2) - 1
+        folds = -(-k // rows) * -(-n // cols)
+        return folds * (2 * rows + cols - 2), folds, 0
     if kind == "os":
-        return -(-m // rows) * -(-n // cols) * (k + rows + cols - 2) - 1
+        return -(-n // cols) * (k + rows + cols - 2), 0, rows
     if kind == "is":
-        return -(-k // rows) * -(-m // cols) * (2 * rows + cols + n - 2) - 1
+        return -(-k // rows) * (2 * rows + cols + n - 2), 0, cols
     raise UnknownNameError("dataflow", dataflow, DATAFLOWS)

@@ -65,20 +65,20 @@ class Workload:
     name: str = "model"
 
     def __post_init__(self) -> None:
-        if self.head_dim == 0 and _is_count(self.heads) and _is_count(self.hidden_size) and self.heads > 0:
+        if self.head_dim == 0 and is_count(self.heads) and is_count(self.hidden_size) and self.heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.heads)
         for name in (
             "layers", "hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "context", "adapters",
         ):  # fmt: skip
-            if not _is_count(getattr(self, name)) or getattr(self, name) < 1:
+            if not is_count(getattr(self, name)) or getattr(self, name) < 1:
                 raise BadValueError(f"{name} is {getattr(self, name)!r}", "sizes are integers, at least 1")
             if getattr(self, name) > (largest := _LARGEST.get(name, _LARGEST_SIZE)):
                 raise BadValueError(f"{name} is {getattr(self, name)}", f"at most {largest}")
         if self.heads % self.kv_heads:
             raise BadValueError(f"{self.heads} heads and {self.kv_heads} kv_heads", "query heads share key/value heads evenly")
-        if not _is_count(self.lora_rank):
+        if not is_count(self.lora_rank):
             raise BadValueError(f"lora_rank is {self.lora_rank!r}", "0 for no adapter, or its rank")
-        if self.windows and (len(self.windows) != self.layers or not all(map(_is_count, self.windows))):
+        if self.windows and (len(self.windows) != self.layers or not all(map(is_count, self.windows))):
             raise BadValueError(f"windows {self.windows}", f"one for each of {self.layers} layers, 0 for full attention")
         for target in self.lora_targets:
             if target not in LORA_TARGETS:
@@ -189,6 +189,11 @@ class Workload:
         return self.lora_parameters * self.precision.bits("head") / 8
 
     @property
+    def adapter_bytes(self) -> float:
+        """Stored weights of the active adapters of all layers."""
+        return self.lora_bytes * self.layers
+
+    @property
     def weight_bytes(self) -> float:
         """Weights that one full-depth token reads: every layer and the head."""
         return self.layers * self.layer_bytes + self.head_bytes
@@ -209,7 +214,8 @@ class Workload:
         return float(window) if window else float("inf")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether this is a whole number, Python's or NumPy's, of 0 or more."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 

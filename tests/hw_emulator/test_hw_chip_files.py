@@ -385,3 +385,11 @@ def test_a_bank_larger_than_the_sram_is_refused(tmp_path):
 def test_memory_is_not_retained_above_the_lowest_supply(tmp_path):
     with pytest.raises(BadFileError, match=r"retention_voltage_v is 0\.6"):
         load_chip(write_chip(tmp_path, ("retention_voltage_v = 0.45", "retention_voltage_v = 0.6")))
+
+
+@pytest.mark.parametrize(("kind", "name", "other"), [(Asic, "orin-nano", "Board"), (Board, "asic28-sram", "Asic")])
+def test_a_chip_of_the_other_kind_is_refused_where_one_is_asked_for(kind, name, other):
+    with pytest.raises(BadValueError, match=f"{name} is no {kind.__name__}") as caught:
+        kind.load(name)
+    assert other in caught.value.hint
+    assert type(Chip.load(name)).__name__ == other

@@ -6,19 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from clone_rl.hw_emulator.chip import Board, Chip, OperatingPoint
+from clone_rl.hw_emulator.chip import Board, OperatingPoint
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.validation.check import Check, within
 from clone_rl.hw_emulator.validation.published import published
 from clone_rl.hw_emulator.validation.stored import stored
 from clone_rl.hw_emulator.workload import Workload
-
-
-def load_board(name: str) -> Board:
-    """A shipped board."""
-    chip = Chip.load(name)
-    assert isinstance(chip, Board)
-    return chip
 
 
 def nano_workloads() -> list[Workload]:
@@ -35,7 +28,7 @@ def agx_workload(format_name: str = "q4_k_m") -> Workload:
 
 def check_nano() -> list[Check]:
     """V10: tokens per second of the Orin Nano; its faster mode follows from bandwidth and clock alone."""
-    table, chip = published()["orin_nano"], load_board("orin-nano")
+    table, chip = published()["orin_nano"], Board.load("orin-nano")
     assert chip.dram is not None
     faster = replace(
         chip,
@@ -75,7 +68,7 @@ def halved(chip: Board) -> Board:
 
 def check_agx() -> list[Check]:
     """V11: energy and speed of the AGX Orin; only the first cell is fitted, and the sign between modes must hold."""
-    table, chip = published()["orin_agx"], load_board("orin-agx")
+    table, chip = published()["orin_agx"], Board.load("orin-agx")
     modes = {
         "maxn": ("MAXN Q4_K_M", Emulator(chip, agx_workload()), None, 0.0),
         "mode_30w": ("30 W Q4_K_M", Emulator(halved(chip), agx_workload()), 0, 0.0),

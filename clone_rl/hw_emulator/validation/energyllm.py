@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.errors import BadFileError
+from clone_rl.hw_emulator.chip import Board
 from clone_rl.hw_emulator.emulator import HEAD, TERMS, Emulator
-from clone_rl.hw_emulator.validation.boards import load_board
 from clone_rl.hw_emulator.validation.check import Check, within, worst
 from clone_rl.hw_emulator.validation.published import published
 from clone_rl.hw_emulator.validation.reference import Row, read_tables
@@ -68,7 +68,7 @@ def read_grids(reference: Path | None) -> dict[Path, Grid]:
 
 
 def _grid(path: Path, rows: list[Row]) -> Grid:
-    clocks = len(load_board("orin-agx-eager").operating_points)
+    clocks = len(Board.load("orin-agx-eager").operating_points)
     for row in rows:
         if row["decode_freq_bin"] not in range(clocks):
             raise BadFileError(f"{path}: decode_freq_bin is {row['decode_freq_bin']:g}", f"a clock from 0 to {clocks - 1}")
@@ -114,11 +114,11 @@ def _least(name: str, token_j: Array, source: str, held_out: bool = False) -> Ch
 
 
 def _clocks_mhz() -> list[float]:
-    return [point.frequency_hz / 1e6 for point in load_board("orin-agx-eager").operating_points]
+    return [point.frequency_hz / 1e6 for point in Board.load("orin-agx-eager").operating_points]
 
 
 def _check_published() -> list[Check]:
-    table, chip = published()["energyllm"], load_board("orin-agx-eager")
+    table, chip = published()["energyllm"], Board.load("orin-agx-eager")
     emulator, clocks = Emulator(chip, workload()), _clocks_mhz()
     ours = {batch: _token_j(emulator, batch, table["context"], chip.board.reference_c) for batch in table["batches"]}
     checks = [
@@ -139,7 +139,7 @@ def _check_published() -> list[Check]:
 
 def check_energyllm(reference: Path | None) -> list[Check]:
     """V12: the published cells and, of each file given, three batch sizes at all clocks."""
-    table, chip = published()["energyllm"], load_board("orin-agx-eager")
+    table, chip = published()["energyllm"], Board.load("orin-agx-eager")
     checks, emulator = _check_published(), Emulator(chip, workload())
     for path, grid in read_grids(reference).items():
         held_out, source = FITTED not in path.stem, f"{table['source']}, {path.name}"

@@ -12,7 +12,7 @@ import numpy as np
 from clone_rl.errors import BadFileError
 from clone_rl.hw_emulator.chip import Board
 from clone_rl.hw_emulator.emulator import Emulator, LayerCost
-from clone_rl.hw_emulator.validation.boards import agx_workload, load_board, nano_workloads
+from clone_rl.hw_emulator.validation.boards import agx_workload, nano_workloads
 from clone_rl.hw_emulator.validation.energyllm import FITTED, Array, Grid, read_grids, steps, workload
 from clone_rl.hw_emulator.validation.published import published
 from clone_rl.hw_emulator.validation.silicon import LEAKAGE_SHARE, power_ratios
@@ -117,7 +117,7 @@ def _leakage() -> Fitted:
 
 def _nano() -> list[Fitted]:
     """Achievable bandwidth and overhead of the Orin Nano: least squares of relative errors of the time per token."""
-    table, chip = published()["orin_nano"], load_board("orin-nano")
+    table, chip = published()["orin_nano"], Board.load("orin-nano")
     assert chip.dram is not None
     bare = replace(chip, dram=replace(chip.dram, achievable=1.0), board=replace(chip.board, overhead_cycles_per_token=0.0))
     measured_s = np.array([1 / row["tokens_per_s"] for row in table["rows"]])
@@ -134,7 +134,7 @@ def _nano() -> list[Fitted]:
 
 def _agx() -> list[Fitted]:
     """Rates and energy of the AGX Orin under llama.cpp: one cell of decoding and one prompt, both met exactly."""
-    table, chip = published()["orin_agx"], load_board("orin-agx")
+    table, chip = published()["orin_agx"], Board.load("orin-agx")
     measured_s = np.array([1 / table["maxn"]["tokens_per_s"], table["prompt_tokens"] / table["maxn"]["prompt_tokens_per_s"]])
 
     def loaded(rates: Array, cycle_energy_j: float) -> Emulator:
@@ -173,7 +173,7 @@ def _eager(grid: Grid, source: str) -> list[Fitted]:
     Time: least squares of logarithms in four constants. Energy: linear least squares of relative errors in static power and in
     both parts of the energy per cycle, V^2 = 1 - a + a (f / ftop)^2 relative to the top clock; DRAM's is not fitted.
     """
-    chip, there = load_board("orin-agx-eager"), np.isfinite(grid.step_s)
+    chip, there = Board.load("orin-agx-eager"), np.isfinite(grid.step_s)
     laws, rows = chip.board, int(there.sum())
 
     def timed(values: Array) -> Board:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from clone_rl.errors import BadFileError
-from clone_rl.hw_emulator.chip import Asic, Board, Chip, Dram, OperatingPoint
+from clone_rl.hw_emulator.chip import Asic, Board, Dram, OperatingPoint
 from clone_rl.hw_emulator.emulator import HEAD, Emulator
 from clone_rl.hw_emulator.families import shape_names
 from clone_rl.hw_emulator.precision import BITS, Precision
@@ -25,18 +25,6 @@ _UNBOUNDED = 2**60
 _SIZES = ("M", "K", "N")
 
 
-def _asic() -> Asic:
-    chip = Chip.load("asic28-lpddr4")
-    assert isinstance(chip, Asic)
-    return chip
-
-
-def _board() -> Board:
-    chip = Chip.load("orin-nano")
-    assert isinstance(chip, Board)
-    return chip
-
-
 def _product(chip: Asic, k: int, n: int) -> Emulator:
     """A chip whose model's head is one (m x k) by (k x n) product in INT8."""
     shape = Workload(layers=1, hidden_size=k, heads=1, kv_heads=1, ff_size=1, vocab_size=n)
@@ -45,7 +33,7 @@ def _product(chip: Asic, k: int, n: int) -> Emulator:
 
 def _one_array(rows: int, columns: int, dataflow: str, gemv_utilisation: float) -> Asic:
     """One array at 1 GHz and the reference voltage behind an ideal supply, bounded by nothing around it."""
-    chip = _asic()
+    chip = Asic.load("asic28-lpddr4")
     compute = replace(
         chip.compute,
         tiles=1,
@@ -149,7 +137,7 @@ def _shapes() -> dict[str, str]:
 
 def _roofline_s(row: Row) -> float:
     """A decode step of a board that nothing but DRAM bounds, which reads weights and caches in ``bits``."""
-    chip, bits = _board(), row["bits"]
+    chip, bits = Board.load("orin-nano"), row["bits"]
     assert chip.dram is not None
     board = replace(chip.board, stream_bytes_per_cycle=math.inf, gemm_macs_per_cycle=math.inf, overhead_cycles_per_token=0.0)
     dram = replace(chip.dram, bandwidth_bytes_per_s=row["bw_GBps"] * 2**30, achievable=1.0)  # GenZ's gigabytes
@@ -188,7 +176,7 @@ def check_banks(reference: Path | None) -> list[Check]:
     for row in read_rows(reference, "cacti7*.csv", columns, ("cell", "periph")):
         if (row["node_um"], row["T_K"], row["cell"], row["periph"]) == (0.028, 330.0, "itrs-hp", "itrs-hp"):
             found[int(row["size_B"]), int(row["port_B"])] = row["read_pJ_per_B"]
-    sram = _asic().sram
+    sram = Asic.load("asic28-lpddr4").sram
     return [
         within(
             f"V4 CACTI {size // 1024} KiB, port {port} B, pJ/byte",

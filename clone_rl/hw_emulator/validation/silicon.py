@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from clone_rl.hw_emulator.chip import Asic, Chip, OperatingPoint
+from clone_rl.hw_emulator.chip import Asic, OperatingPoint
 from clone_rl.hw_emulator.emulator import Emulator, LayerCost
 from clone_rl.hw_emulator.validation.check import Check, within, worst
 from clone_rl.hw_emulator.validation.published import published
@@ -18,15 +18,9 @@ LEAKAGE_SHARE = 0.101
 _TINY = Workload(layers=1, hidden_size=64, heads=1, kv_heads=1, ff_size=64)
 
 
-def _asic() -> Asic:
-    chip = Chip.load("asic28-sram")
-    assert isinstance(chip, Asic)
-    return chip
-
-
 def check_frequency() -> list[Check]:
     """V5: clocks relative to those at 1 V, and a fast corner as a shift of the threshold."""
-    table, chip = published()["frequency"], _asic()
+    table, chip = published()["frequency"], Asic.load("asic28-sram")
     threshold_v = chip.power.threshold_voltage_v
     checks = [
         within(
@@ -60,7 +54,7 @@ def corner_ratios(low: dict[str, Any], high: dict[str, Any], regulator: str = "i
         low, high: ``voltage_v`` and ``frequency_hz``.
         regulator: An LDO's input is at the highest voltage.
     """
-    chip = _asic()
+    chip = Asic.load("asic28-sram")
     points = tuple(OperatingPoint(point["voltage_v"], point["frequency_hz"]) for point in (low, high))
     power = replace(chip.power, regulator=regulator, input_voltage_v=high["voltage_v"])
     at = Emulator(replace(chip, power=power, operating_points=points), _TINY).points
@@ -100,7 +94,7 @@ def check_power() -> list[Check]:
 
 def own_leakage_w(corner: dict[str, Any]) -> float:
     """Leakage at a chip's highest operating point from its SRAM, its area and the shipped chip's constants."""
-    chip = _asic()
+    chip = Asic.load("asic28-sram")
     logic_mm2 = corner["area_mm2"] - corner["sram_bytes"] / 2**20 * chip.sram.area_mm2_per_mib
     compute = replace(chip.compute, tiles=1, array_rows=1, array_columns=1, tile_area_mm2=0.0, fixed_area_mm2=logic_mm2)
     chip = replace(
@@ -115,7 +109,7 @@ def own_leakage_w(corner: dict[str, Any]) -> float:
 
 def check_core() -> list[Check]:
     """V7: a core without its memory's leakage: BERT-base in INT8 with weights that stay on the chip."""
-    table, chip = published()["trancim"], _asic()
+    table, chip = published()["trancim"], Asic.load("asic28-sram")
     # An encoder has no head. It attends to all positions, a prompt to half of them: 1 % of the products.
     bert = Workload(12, 768, 12, 12, 3072, vocab_size=1, gated=False, context=512).with_precision("int8")
     point = OperatingPoint(table["voltage_v"], 200e6)
