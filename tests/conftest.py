@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from clone_rl.envs.control import load_control  # noqa: E402
-from clone_rl.envs.trace import TraceSet  # noqa: E402
+from clone_rl.envs.trace import HIDDEN, TraceSet  # noqa: E402
 from clone_rl.hw_emulator import Emulator, Workload, load_chip  # noqa: E402
 
 settings.register_profile("clone_rl", deadline=None, max_examples=50, derandomize=True)
@@ -36,6 +36,7 @@ def synthetic_traces(documents: int = 30, seed: int = 7) -> TraceSet:
     agree = (rng.random((tokens, exits)) < chance).astype(np.float32)
     kl = (1.5 * (1 - chance) * rng.uniform(0.3, 1.0, chance.shape)).astype(np.float32)
     guess = np.clip(chance + rng.normal(0.0, 0.02, chance.shape), 0, 1)
+    later = np.random.default_rng(seed + 1)  # columns of later formats leave the draws above as they were
     return TraceSet(
         card={"layers": LAYERS, "kinds": KINDS, "shape": SHAPE.as_dict()},
         offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -43,6 +44,9 @@ def synthetic_traces(documents: int = 30, seed: int = 7) -> TraceSet:
         split=np.repeat([0, 1, 2], [documents - 14, 5, 9]),
         kind=np.arange(documents) % len(KINDS),
         sampled=np.ones(documents, np.int64),
+        hidden=later.normal(0.5, 1.5, (tokens, exits, len(HIDDEN))).astype(np.float32),
+        margin=later.gamma(1.0, 5.0, (tokens, LAYERS)).astype(np.float32),
+        entropy=later.gamma(1.0, 5.0, (tokens, LAYERS)).astype(np.float32),
         signal=np.stack([guess, kl * rng.uniform(0.8, 1.2, kl.shape)], 2).astype(np.float32),
         agree=agree,
         kl=kl,

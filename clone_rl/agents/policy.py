@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Actions, Observations
 from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
 from clone_rl.files import replacing
 
@@ -30,6 +31,7 @@ class Policy:
         heads: Choices of each action component; they add up to the logits.
         card: Where it comes from: ``env_id``, ``scenario``, ``chip``, ``command``, ``metrics`` and so on.
         name: Shown in results.
+        signals: Scalars that it reads behind the standard ones, see ``clone_rl.envs.signals.EXTRA_SIGNALS``.
 
     Raises:
         PolicyFileError: Shapes do not fit together.
@@ -40,9 +42,10 @@ class Policy:
     card: dict[str, Any] = field(default_factory=dict)
     name: str = "policy"
     probes: bool = True
+    signals: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        width = len(OBSERVATION)
+        width = len(OBSERVATION) + len(self.signals)
         for weight, bias in self.layers:
             if weight.ndim != 2 or weight.shape[1] != width or bias.shape != (weight.shape[0],):
                 raise PolicyFileError(f"policy layer of shape {weight.shape} does not follow one of width {width}")
@@ -68,7 +71,7 @@ class Policy:
         return sum(weight.size + bias.size for weight, bias in self.layers)
 
     def logits(self, observations: Observations) -> NDArray[np.float32]:
-        """(N, sum of heads) logits of observations (N, 16)."""
+        """(N, sum of heads) logits of observations (N, 16), or more with ``signals``."""
         x = np.asarray(observations, np.float32)
         for index, (weight, bias) in enumerate(self.layers):
             x = x @ weight.T + bias
@@ -96,7 +99,7 @@ class Policy:
         card = {
             **self.card,
             "format": FORMAT,
-            "observation": list(OBSERVATION),
+            "observation": [*OBSERVATION, *self.signals],
             "heads": list(self.heads),
             "parameters": self.parameters,
             "probes": self.probes,
@@ -154,7 +157,9 @@ def load_policy(name: str) -> Policy:
         raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card of format {FORMAT}")
     if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise PolicyFileError(f"{path} does not match the hash in its card", "the file is truncated or altered; get it again")
-    if card.get("observation") != list(OBSERVATION):
+    seen = card.get("observation")
+    signals = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
+    if seen != [*OBSERVATION, *signals] or not set(signals) <= set(EXTRA_SIGNALS):
         raise PolicyFileError(f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again")
     try:
         tensors = load(data)
@@ -163,4 +168,4 @@ def load_policy(name: str) -> Policy:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise PolicyFileError(f"{path} is not a policy: {error}") from None
     label = name if not is_policy_path(name) else card.get("name", path.stem)
-    return Policy(layers, heads, card, str(label), bool(card.get("probes", True)))
+    return Policy(layers, heads, card, str(label), bool(card.get("probes", True)), signals)

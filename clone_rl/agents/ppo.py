@@ -231,8 +231,8 @@ class Training:
 
     def _macs(self, stem: str) -> int:
         kind = "layer" if stem == "LayerControl" else "token"
-        heads = load_control(kind, self.config.scenario, **self.config.changes).heads
-        sizes = (16, *_HIDDEN, sum(heads))
+        control = load_control(kind, self.config.scenario, **self.config.changes)
+        sizes = (*control.observation_space.shape, *_HIDDEN, sum(control.heads))
         return sum(a * b for a, b in pairwise(sizes))
 
     def actor_parameters(self) -> list[Any]:
@@ -358,4 +358,4 @@ class Training:
             "config": asdict(self.config),
             "decisions": int(self.model.num_timesteps),
         }
-        return Policy(layers, control.heads, card, name)
+        return Policy(layers, control.heads, card, name, signals=control.scenario.signals)

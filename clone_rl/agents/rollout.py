@@ -17,14 +17,15 @@ from clone_rl.errors import BadValueError
 
 
 def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
-    """The same scenario with this controller's own overheads."""
-    return replace(scenario, policy_macs=controller.macs, probe=controller.probes)
+    """The same scenario with this controller's own overheads, and the signals that it was made for, if it says."""
+    signals = getattr(controller, "signals", scenario.signals)
+    return replace(scenario, policy_macs=controller.macs, probe=controller.probes, signals=signals)
 
 
 def charged_for(control: Control, controller: Controller, split: str) -> Control:
     """The same scenario with this controller's own overheads and action space, on a split."""
     scenario = charged_scenario(control.scenario, controller)
-    emulator = build_emulator(scenario, control.emulator.workload)
+    emulator = build_emulator(scenario, control.emulator.workload, control.traces.probe_dots)
     world = build_world(scenario, control.traces, split, emulator)
     return replace(control, kind=controller.kind, scenario=scenario, emulator=emulator, world=world)
 

@@ -9,10 +9,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import N_OBS, World
+from clone_rl.envs.kernel import World
 from clone_rl.envs.scenario import Scenario, load_scenario
 from clone_rl.envs.trace import TraceSet, load_traces
-from clone_rl.envs.world import build_emulator, build_world
+from clone_rl.envs.world import build_emulator, build_world, observation_names
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.workload import Workload, stored_workload
@@ -60,8 +60,8 @@ class Control:
 
     @property
     def observation_space(self) -> spaces.Box:
-        """16 scalars in [-1, 1]."""
-        return spaces.Box(-1.0, 1.0, (N_OBS,), np.float32)
+        """16 scalars in [-1, 1], and the scenario's extra signals."""
+        return spaces.Box(-1.0, 1.0, (len(observation_names(self.scenario)),), np.float32)
 
     def check(self, actions: Any, rows: int) -> NDArray[np.int64]:
         """Actions as (rows, heads) int64.
@@ -107,5 +107,5 @@ def load_control(
     workload = traced_workload(traces)
     if not 1 <= groups <= min(8, workload.layers):
         raise BadValueError(f"{groups} layer groups", f"1 to {min(8, workload.layers)}")
-    emulator = build_emulator(loaded, workload)
+    emulator = build_emulator(loaded, workload, traces.probe_dots)
     return Control(kind, loaded, traces, emulator, build_world(loaded, traces, split, emulator), groups)

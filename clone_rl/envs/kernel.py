@@ -1,10 +1,16 @@
 """The transition kernel: one request, one layer at a time. Every environment, baseline and evaluation runs this code.
 
 State is one record per row and randomness is counter-based. Order of one decision: the controller and
-the probe are charged, then either the layer runs (after a switch, if the point changed) or the token exits (caches of the
-skipped layers are filled, at the current point). The head runs at the point of the last layer. A hot die throttles: points
-above what its temperature allows are lowered. A request that finishes before its last deadline idles until then, so that
-racing and crawling are compared over the same time; the chip then wakes for the next request.
+the probe are charged, then either the layer runs (after a switch, if the point changed) or the token exits. The head runs at
+the point of the last layer. A hot die throttles: points above what its temperature allows are lowered. A request that
+finishes before its last deadline idles until then, so that racing and crawling are compared over the same time; the chip
+then wakes for the next request.
+
+What becomes of the keys and values of the layers that an exit skips is the scenario's choice. ``propagate`` fills them from
+the exit state at once, at the current point. ``exact`` owes them: a layer that runs next computes the tokens it lacks beside
+the current one, in one pass that reads weights and cache once; what that takes beyond the current token counts as
+``kv_fill_j``, and what is still owed when the request ends is never computed. ``skip`` never has them: later tokens attend to
+fewer positions (a layer with a window sees the last ones that it has).
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
+from clone_rl.envs.signals import Signals
 from clone_rl.hw_emulator.cost import (
     highest_allowed,
     idle_heat,
@@ -28,6 +35,9 @@ from clone_rl.hw_emulator.cost import (
     work_latency,
 )
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
+
+MAX_LAYERS = 128
+"""Deepest model whose missing keys and values are counted: a record has a fixed size."""
 
 STATE = np.dtype(
     [
@@ -61,6 +71,7 @@ STATE = np.dtype(
         ("agree", "f8"),  # probe: probability of agreement, and predicted KL, at the last boundary read
         ("agree_before", "f8"),
         ("kl", "f8"),
+        ("left", "i8"),  # layers that the token before ran; 0 before the first
         # totals of the episode
         ("layer_j", "f8"),
         ("head_j", "f8"),
@@ -79,6 +90,7 @@ STATE = np.dtype(
         ("reward_late", "f8"),
         ("reward_disagree", "f8"),
         ("reward_kl", "f8"),
+        ("missing", "i4", (MAX_LAYERS,)),  # tokens whose keys and values each layer lacks; untouched by ``propagate``
     ]
 )
 """Everything about one request in flight."""
@@ -97,6 +109,7 @@ RULES = np.dtype(
         ("delay", "i8"),
         ("probe", "i8"),
         ("policy", "i8"),
+        ("kv", "i8"),  # index into ``scenario.KV``
         ("reference_j", "f8"),
         ("late", "f8"),
         ("disagree", "f8"),
@@ -130,10 +143,14 @@ OBSERVATION = (
     "headroom",  # (throttle temperature - die) / 100 K
     "length",  # predicted response length / 128
 )
-"""Names of the observation's scalars, in order; all within [-1, 1]."""
+"""Names of the observation's standard scalars, in order; all within [-1, 1]. A scenario's extra signals follow them."""
 
 N_OBS = len(OBSERVATION)
 REQUEST_LEVEL, PHASE_LEVEL, TOKEN_LEVEL, LAYER_LEVEL = 0, 1, 2, 3
+PROPAGATE, EXACT, SKIP = 0, 1, 2
+
+# A call that is not inlined passes every array of the world on the stack, which takes longer than most of what is called.
+_inlined = njit(cache=True, forceinline=True)
 
 
 class World(NamedTuple):
@@ -141,6 +158,7 @@ class World(NamedTuple):
 
     ``classes`` and ``remaining`` are the emulator's; ``head_s`` (points,) is the head's latency and ``decision_s`` (2, points)
     what probe and controller take at a layer boundary, in prefill and in decoding; ``documents`` are those of the split.
+    The kernel never reads ``signals``, and ``Rows`` hands it a world without them: each array more slows down every call.
     """
 
     constants: NDArray[np.void]
@@ -160,6 +178,7 @@ class World(NamedTuple):
     agree: NDArray[np.float32]
     kl: NDArray[np.float32]
     dnll: NDArray[np.float32]
+    signals: Signals | tuple[()]
 
 
 @njit(cache=True)
@@ -183,10 +202,13 @@ def reset(s: Any, world: World, seed: int, episode: int, document: int) -> None:
     s.busy = 1 if uniform(seed, episode, INTERFERENCE, 0) < share else 0
     s.slo, s.ttft_s, s.tpot_s = slo, world.slo[slo, 0] * slack, world.slo[slo, 1] * slack
     s.first_s, s.last_s, s.due_s, s.length = 0.0, 0.0, s.ttft_s, world.length[document]
-    s.agree, s.agree_before, s.kl = 0.5, 0.5, 1.0
+    s.agree, s.agree_before, s.kl, s.left = 0.5, 0.5, 1.0, 0
     s.layer_j = s.head_j = s.kv_fill_j = s.probe_j = s.policy_j = s.switch_j = s.idle_j = 0.0
     s.late = s.disagree = s.dnll = s.kl_sum = s.depth = s.switches = 0.0
     s.reward_energy = s.reward_late = s.reward_disagree = s.reward_kl = 0.0
+    if rules.kv != PROPAGATE:
+        for layer in range(rules.layers):
+            s.missing[layer] = 0
 
 
 @njit(cache=True)
@@ -205,14 +227,32 @@ def may_change(s: Any, granularity: int) -> bool:
     return bool(granularity == TOKEN_LEVEL or s.token == 0 or (granularity == PHASE_LEVEL and s.token == 1))
 
 
-@njit(cache=True)
-def _rows_context_causal(s: Any) -> Any:
+@_inlined
+def _rows_context_causal(s: Any, world: World, layer: int) -> Any:
+    """What a layer runs next, as ``work_cost`` takes it: the prompt, a token, or a token after those the layer lacks."""
     if s.token == 0:
         return float(s.prompt), 0.0, True
-    return 1.0, float(s.prompt + s.token), False
+    context, kv = float(s.prompt + s.token), world.rules[0].kv
+    missing = 0 if kv == PROPAGATE else s.missing[layer]
+    if missing > 0 and kv == EXACT:
+        # Of the positions that the current token attends to, it and the missing ones are not cached yet.
+        return 1.0 + missing, context - 1.0 - missing, True
+    return 1.0, context - missing, False
 
 
-@njit(cache=True)
+@_inlined
+def _alike(s: Any, world: World, layer: int) -> int:
+    """End of the run of layers, from ``layer`` on, that lack as many tokens as it does."""
+    layers = world.rules[0].layers
+    if world.rules[0].kv == PROPAGATE:
+        return int(layers)
+    end = layer + 1
+    while end < layers and s.missing[end] == s.missing[layer]:
+        end += 1
+    return int(end)
+
+
+@_inlined
 def _run(s: Any, world: World, piece: int, rows: float, context: float, causal: bool) -> Any:
     """Latency, energy and heat of a piece of work as things stand now; not all of the DRAM's energy warms the die."""
     chip, point, work = world.constants[0], world.points[s.point], world.work[piece]
@@ -222,7 +262,7 @@ def _run(s: Any, world: World, piece: int, rows: float, context: float, causal: 
     return cost[0], joules, joules - chip.dram_elsewhere * cost[6]
 
 
-@njit(cache=True)
+@_inlined
 def _pass_time(s: Any, world: World, seconds: float, heat_j: float) -> None:
     """Move the clock, warm the die and let the interference evolve slot by slot."""
     s.clock_s += seconds
@@ -239,33 +279,37 @@ def _pass_time(s: Any, world: World, seconds: float, heat_j: float) -> None:
             s.busy = 1 if draw < rules.to_busy else 0
 
 
-@njit(cache=True)
+@_inlined
 def need_s(s: Any, world: World, point: int) -> float:
     """Seconds that the rest of this token takes at full depth at a point, under the interference of this moment.
 
+    Tokens that the layers lack and will compute count.
     The switch to the point counts, and a decision for every layer; a controller that decides once per token takes a bit less.
     """
-    rows, context, causal = _rows_context_causal(s)
-    chip, at = world.constants[0], world.points[point]
-    decisions = world.rules[0].layers - s.layer
-    quiet = world.head_s[point] + decisions * world.decision_s[1 if s.token > 0 else 0, point]
-    for kind in range(len(world.classes)):
-        layers = world.remaining[s.layer, kind]
-        if layers > 0:
-            quiet += layers * work_latency(chip, at, world.work[LAYER + world.classes[kind]], rows, context, causal)
+    chip, at, layers = world.constants[0], world.points[point], world.rules[0].layers
+    quiet = world.head_s[point] + (layers - s.layer) * world.decision_s[1 if s.token > 0 else 0, point]
+    layer = s.layer
+    while layer < layers:
+        end = _alike(s, world, layer)
+        rows, context, causal = _rows_context_causal(s, world, layer)
+        for kind in range(len(world.classes)):
+            count = world.remaining[layer, kind] - world.remaining[end, kind]
+            if count > 0:
+                quiet += count * work_latency(chip, at, world.work[LAYER + world.classes[kind]], rows, context, causal)
+        layer = end
     seconds = quiet * (world.rules[0].slowdown if s.busy else 1.0)
     if point != s.point:
         seconds += switch_stall(chip, world.points[s.point], at)
     return float(seconds)
 
 
-@njit(cache=True)
+@_inlined
 def top_point(s: Any, world: World) -> int:
     """Highest point that the die's temperature allows."""
     return int(highest_allowed(world.constants[0], len(world.points) - 1, s.die_c))
 
 
-@njit(cache=True)
+@_inlined
 def lowest_feasible(s: Any, world: World) -> int:
     """Lowest point that meets the due time at full depth; the highest allowed one where none does."""
     left, highest = s.due_s - s.clock_s, top_point(s, world)
@@ -282,6 +326,7 @@ def _emit(s: Any, world: World, depth: int, cost: Any) -> None:
     late = 1.0 if s.clock_s > s.due_s else 0.0
     s.late += late
     s.depth += depth
+    s.left = depth
     cost[0] = late
     if depth < rules.layers:
         at = s.row + s.token
@@ -323,7 +368,7 @@ def reward(s: Any) -> float:
     return float(s.reward_energy + s.reward_late + s.reward_disagree + s.reward_kl)
 
 
-@njit(cache=True)
+@_inlined
 def _decide(s: Any, world: World, reads: bool) -> None:
     """Charge one decision: the probe, if this decision ``reads`` it, and the controller's arithmetic."""
     rules = world.rules[0]
@@ -341,6 +386,36 @@ def _decide(s: Any, world: World, reads: bool) -> None:
         _pass_time(s, world, seconds, heat_j)
 
 
+@_inlined
+def _leave(s: Any, world: World) -> Any:
+    """Seconds and heat that the caches of the layers which an exit skips take now; otherwise they go missing."""
+    layers = world.rules[0].layers
+    if world.rules[0].kv != PROPAGATE:
+        for layer in range(s.layer, layers):
+            s.missing[layer] += 1
+        return 0.0, 0.0
+    fill = LAYER + layers + (layers - s.layer)
+    seconds, joules, heat_j = _run(s, world, fill, 1.0, float(s.prompt + s.token), False)
+    s.kv_fill_j += joules
+    return seconds, heat_j
+
+
+@_inlined
+def _run_layer(s: Any, world: World) -> Any:
+    """Run the next layer, with the tokens that it lacks and owes; returns seconds and heat."""
+    piece = LAYER + s.layer
+    rows, context, causal = _rows_context_causal(s, world, s.layer)
+    seconds, joules, heat_j = _run(s, world, piece, rows, context, causal)
+    if world.rules[0].kv == EXACT and s.missing[s.layer] > 0:
+        _, alone_j, _ = _run(s, world, piece, 1.0, float(s.prompt + s.token), False)
+        s.kv_fill_j += joules - alone_j
+        joules = alone_j
+        s.missing[s.layer] = 0
+    s.layer_j += joules
+    s.layer += 1
+    return seconds, heat_j
+
+
 @njit(cache=True)
 def _act(s: Any, world: World, action: int, cost: Any) -> None:
     """Run the next layer at point ``action``, or exit if ``action`` is one past the top point."""
@@ -348,9 +423,7 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
     top = len(world.points) - 1
     if action > top and may_exit(s):
         depth = s.layer
-        fill = LAYER + rules.layers + (rules.layers - depth)
-        seconds, joules, heat_j = _run(s, world, fill, 1.0, float(s.prompt + s.token), False)
-        s.kv_fill_j += joules
+        seconds, heat_j = _leave(s, world)
         head_s, head_j, head_heat_j = _run(s, world, HEAD, 1.0, 0.0, False)
         s.head_j += head_j
         _pass_time(s, world, seconds + head_s, heat_j + head_heat_j)
@@ -365,10 +438,7 @@ def _act(s: Any, world: World, action: int, cost: Any) -> None:
         s.switches += 1.0
         s.point = wanted
         _pass_time(s, world, seconds, joules - seconds * world.constants[0].dram_elsewhere * world.constants[0].dram_waiting_w)
-    rows, context, causal = _rows_context_causal(s)
-    seconds, joules, heat_j = _run(s, world, LAYER + s.layer, rows, context, causal)
-    s.layer_j += joules
-    s.layer += 1
+    seconds, heat_j = _run_layer(s, world)
     if s.layer < rules.layers:
         _pass_time(s, world, seconds, heat_j)
         if s.token > 0 and rules.probe:
@@ -452,7 +522,7 @@ def sureness(probability: float) -> float:
 
 @njit(cache=True)
 def observe(s: Any, world: World, out: Any) -> None:
-    """Write the observation (``OBSERVATION``) of a state into ``out`` (16,)."""
+    """Write the observation (``OBSERVATION``) of a state into the first 16 of ``out``."""
     rules = world.rules[0]
     top = len(world.points) - 1
     left = s.due_s - s.clock_s

@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 
 from clone_rl.envs import kernel
 from clone_rl.envs.kernel import N_OBS, STATE, World
+from clone_rl.envs.signals import Signals, observe_signals
 
 
 class Outcome(NamedTuple):
     """What one step of N rows gave; every array is fresh.
 
     Attributes:
-        observation: (N, 16) float32, of the new episode where a row was reset.
+        observation: (N, width) float32, of the new episode where a row was reset.
         reward: (N,) float64.
         terminated, truncated: (N,) bool.
         cost: (N, 3) late tokens, disagreements, nats of dNLL in this step.
-        final_observation: (N, 16) float32, the last of the episode; meaningful where it ended.
+        final_observation: (N, width) float32, the last of the episode; meaningful where it ended.
         final_state: (N,) records of ``STATE`` before the reset; meaningful where the episode ended.
     """
 
@@ -34,11 +35,19 @@ class Outcome(NamedTuple):
 
 
 @njit(cache=True)
-def _reset_rows(state: Any, world: World, seeds: Any, episodes: Any, documents: Any, pending: Any, obs: Any) -> None:
+def _observe(s: Any, world: World, signals: Signals, out: Any) -> None:
+    kernel.observe(s, world, out)
+    observe_signals(s, world.rules[0], signals, out)
+
+
+@njit(cache=True)
+def _reset_rows(
+    state: Any, world: World, signals: Signals, seeds: Any, episodes: Any, documents: Any, pending: Any, obs: Any
+) -> None:
     for i in range(len(state)):
         kernel.reset(state[i], world, seeds[i], episodes[i], documents[i])
         hold(pending[i], world)
-        kernel.observe(state[i], world, obs[i])
+        _observe(state[i], world, signals, obs[i])
 
 
 @njit(cache=True)
@@ -49,12 +58,14 @@ def hold(pending: Any, world: World) -> None:
 
 
 @njit(cache=True)
-def _step_rows(state: Any, world: World, actions: Any, pending: Any, limit: int, autoreset: bool, out: Any) -> None:
+def _step_rows(
+    state: Any, world: World, signals: Signals, actions: Any, pending: Any, limit: int, autoreset: bool, out: Any
+) -> None:
     for i in range(len(state)):
         s = state[i]
         if s.done:
             out.terminated[i] = True
-            kernel.observe(s, world, out.observation[i])
+            _observe(s, world, signals, out.observation[i])
             continue
         if actions.shape[1] == 1:
             out.reward[i] = kernel.layer_step(s, world, actions[i, 0], out.cost[i])
@@ -62,13 +73,13 @@ def _step_rows(state: Any, world: World, actions: Any, pending: Any, limit: int,
             out.reward[i] = kernel.token_step(s, world, actions[i], pending[i], out.cost[i])
         out.terminated[i] = s.done == 1
         out.truncated[i] = s.done == 0 and limit > 0 and s.step >= limit
-        kernel.observe(s, world, out.observation[i])
+        _observe(s, world, signals, out.observation[i])
         if autoreset and (out.terminated[i] or out.truncated[i]):
             out.final_observation[i] = out.observation[i]
             out.final_state[i] = s
             kernel.reset(s, world, s.seed, s.episode + 1, -1)
             hold(pending[i], world)
-            kernel.observe(s, world, out.observation[i])
+            _observe(s, world, signals, out.observation[i])
 
 
 class Rows:
@@ -81,11 +92,15 @@ class Rows:
 
     Attributes:
         state: (N,) records of ``STATE``; the truth about every row.
+        width: Scalars of an observation: 16 and the scenario's extra signals.
     """
 
     def __init__(self, world: World, count: int, action_width: int = 1) -> None:
         self.world, self.count = world, count
         self.state = np.zeros(count, STATE)
+        assert isinstance(world.signals, Signals)
+        self._signals, self._hot = world.signals, world._replace(signals=())
+        self.width = N_OBS + len(self._signals.chosen)
         self._pending = np.zeros((count, max(action_width, 2)), np.int64)
 
     def reset(
@@ -98,11 +113,11 @@ class Rows:
             documents: (N,) which document to replay; negative or None draws one of the split.
 
         Returns:
-            (N, 16) observations.
+            (N, width) observations.
         """
-        observation = np.empty((self.count, N_OBS), np.float32)
+        observation = np.empty((self.count, self.width), np.float32)
         chosen = np.full(self.count, -1) if documents is None else documents
-        _reset_rows(self.state, self.world, seeds, episodes, chosen, self._pending, observation)
+        _reset_rows(self.state, self._hot, self._signals, seeds, episodes, chosen, self._pending, observation)
         return observation
 
     def step(self, actions: NDArray[np.int64], limit: int = 0, autoreset: bool = False) -> Outcome:
@@ -115,13 +130,13 @@ class Rows:
         """
         n = self.count
         out = Outcome(
-            observation=np.empty((n, N_OBS), np.float32),
+            observation=np.empty((n, self.width), np.float32),
             reward=np.zeros(n),
             terminated=np.zeros(n, np.bool_),
             truncated=np.zeros(n, np.bool_),
             cost=np.zeros((n, 3)),
-            final_observation=np.empty((n, N_OBS), np.float32),
+            final_observation=np.empty((n, self.width), np.float32),
             final_state=np.empty(n if autoreset else 0, STATE),
         )
-        _step_rows(self.state, self.world, actions, self._pending, limit, autoreset, out)
+        _step_rows(self.state, self._hot, self._signals, actions, self._pending, limit, autoreset, out)
         return out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.chip import load_chip
 from clone_rl.hw_emulator.switching import mechanism
@@ -12,6 +14,8 @@ from clone_rl.tables import load_toml, read_table, shipped
 
 GRANULARITIES = ("request", "phase", "token", "layer")
 DEADLINES = ("carry-over", "per-token")
+KV = ("propagate", "exact", "skip")
+"""What becomes of the keys and values of the layers that an exit skips; ``kernel`` says what each costs."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Scenario:
         decision_delay: 0, or 1 for a decision that takes effect at the next boundary.
         policy_macs: Multiply-accumulates charged for each decision.
         probe: Whether the exit probe is read (and charged) at every boundary.
+        kv: Keys and values of skipped layers: ``propagate`` (filled from the exit state at once), ``exact`` (recomputed when
+            the layer runs next) or ``skip`` (never there). A replay charges each truthfully; the quality it scores is the
+            trace's, recorded with exact keys and values.
+        signals: Extra scalars of the observation, of ``signals.EXTRA_SIGNALS``, in this order after the standard ones.
     """
 
     name: str
@@ -79,6 +87,8 @@ class Scenario:
     decision_delay: int = 0
     policy_macs: int = 0
     probe: bool = True
+    kv: str = "propagate"
+    signals: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         load_chip(self.chip)
@@ -87,9 +97,12 @@ class Scenario:
         for what, value, known in (
             ("deadline mode", self.deadline, DEADLINES),
             ("granularity", self.granularity, GRANULARITIES),
+            ("kv", self.kv, KV),
         ):
             if value not in known:
                 raise UnknownNameError(what, value, known)
+        # TOML and JSON have lists.
+        object.__setattr__(self, "signals", _signals(self.signals))
         if self.decision_delay not in (0, 1):
             raise BadValueError(f"decision_delay is {self.decision_delay}", "0 or 1")
         if self.decision_delay and self.granularity == "request":
@@ -104,12 +117,25 @@ class Scenario:
             raise BadValueError(f"slowdown is {self.interference.slowdown}", "1 means none")
 
 
+def _signals(names: Any) -> tuple[str, ...]:
+    """Names of extra signals, each known and given once."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise BadValueError(f"signals is {names!r}", 'a list of names, such as ["margin"]')
+    for name in names:
+        if name not in EXTRA_SIGNALS:
+            raise UnknownNameError("signal", str(name), EXTRA_SIGNALS)
+    if len(set(names)) < len(names):
+        raise BadValueError(f"signals {list(names)} name one twice", "each adds one scalar")
+    return tuple(names)
+
+
 def parse_scenario(table: dict[str, Any], source: str) -> Scenario:
     """Build a scenario from a parsed TOML table.
 
     Raises:
         BadFileError: A key is unknown, missing or out of range.
-        UnknownNameError: Unknown chip, switching mechanism, deadline mode or granularity.
+        BadValueError: Values do not go together.
+        UnknownNameError: Unknown chip, switching mechanism, deadline mode, granularity, kv or signal.
     """
     table = dict(table)
     if "interference" in table:

@@ -95,8 +95,8 @@ class LayerControlEnv(_ControlEnv):
     ``action_masks()`` tells.
 
     ### Observation space
-    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.kernel.OBSERVATION`` names the scalars. All bounds are physical
-    constants; no statistics need to be carried along.
+    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.kernel.OBSERVATION`` names the scalars; the scenario's ``signals`` add one
+    each (``clone_rl.envs.signals.EXTRA_SIGNALS``). All bounds are physical constants; no statistics need to be carried along.
 
     ### Reward
     Minus the energy of the step over that of one full-depth token at the top point, minus the scenario's weights times
@@ -139,7 +139,7 @@ class TokenControlEnv(_ControlEnv):
 
     ### Observation space, reward, starting state, episode end
     As in ``LayerControlEnv``; the observation is taken before the token's first layer, so the exit signals are those of
-    the token before.
+    the token before (the extra signals ``norm``, ``change`` and ``cosine`` are 0).
 
     ### Arguments
     As in ``LayerControlEnv``, and ``groups`` (1 to 8).

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 
-FORMAT = 1
+FORMAT = 2
 SIGNALS = ("agree", "kl")
 """What the exit probe predicts at a boundary: probability of agreement with full depth, and KL(full || exit) in nats."""
+
+HIDDEN = ("norm", "change", "cosine")
+"""Statistics of the residual stream h_i after layer i: log10 of its RMS, |h_i - h_(i-1)| / |h_i|, cosine(h_i, h_(i-1))."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,8 +39,11 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "agree": ("<f4", 2),
     "kl": ("<f4", 2),
     "dnll": ("<f4", 2),
+    "hidden": ("<f4", 3),
+    "margin": ("<f4", 2),
+    "entropy": ("<f4", 2),
 }
-_PER_TOKEN = ("signal", "agree", "kl", "dnll")
+_PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class TraceSet:
         agree: (T, L - 1) 1 where the exit's top token is full depth's.
         kl: (T, L - 1) KL(full || exit), nats.
         dnll: (T, L - 1) increase of the negative log-likelihood of the token in the text, nats.
+        hidden: (T, L - 1, 3) the residual stream after layer 1, 2, ...; see ``HIDDEN``.
+        margin: (T, L) log-probability of the top token less that of the second, nats, in the distribution that leaving after
+            layer 1, 2, ... emits; the last column is full depth.
+        entropy: (T, L) entropy of that distribution, nats.
 
     Raises:
         BadFileError: Columns do not fit together.
@@ -70,6 +80,9 @@ class TraceSet:
     agree: NDArray[np.float32]
     kl: NDArray[np.float32]
     dnll: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+    margin: NDArray[np.float32]
+    entropy: NDArray[np.float32]
     source: str = field(default="memory", compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +91,9 @@ class TraceSet:
             "offset": (documents + 1,),
             **dict.fromkeys(("prompt_tokens", "split", "kind", "sampled"), (documents,)),
             "signal": (tokens, exits, len(SIGNALS)),
+            "hidden": (tokens, exits, len(HIDDEN)),
             **dict.fromkeys(("agree", "kl", "dnll"), (tokens, exits)),
+            **dict.fromkeys(("margin", "entropy"), (tokens, exits + 1)),
         }
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -103,6 +118,11 @@ class TraceSet:
     def kinds(self) -> list[str]:
         """Names of the request types."""
         return list(self.card["kinds"])
+
+    @property
+    def probe_dots(self) -> int:
+        """Dot products with the residual stream that the recorded model's probe takes at a boundary."""
+        return int(self.card.get("probe_dots", len(SIGNALS)))
 
     def documents(self, split: str) -> NDArray[np.int64]:
         """Indices of the documents of a split.
@@ -170,6 +190,9 @@ def blank_trace(layers: int, prompt_tokens: int, tokens: int) -> TraceSet:
         agree=np.ones((tokens, exits), np.float32),
         kl=np.zeros((tokens, exits), np.float32),
         dnll=np.zeros((tokens, exits), np.float32),
+        hidden=np.zeros((tokens, exits, len(HIDDEN)), np.float32),
+        margin=np.zeros((tokens, layers), np.float32),
+        entropy=np.zeros((tokens, layers), np.float32),
         source="live",
     )
 

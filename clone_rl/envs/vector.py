@@ -88,8 +88,9 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
             last = np.full(self.num_envs, None, object)
             for row in np.flatnonzero(ended):
                 last[row] = out.final_observation[row]
-            final = {name: np.zeros(self.num_envs, value.dtype) for name, value in figures(out.final_state[:1]).items()}
+            final = {}
             for name, value in figures(out.final_state[ended]).items():
+                final[name] = np.zeros(self.num_envs, value.dtype)
                 final[name][ended] = value
             info |= {
                 "final_obs": last,

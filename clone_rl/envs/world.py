@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import ENERGY_TERMS, RULES, World
-from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, Scenario
-from clone_rl.envs.trace import SIGNALS, TraceSet
+from clone_rl.envs.kernel import ENERGY_TERMS, MAX_LAYERS, OBSERVATION, PROPAGATE, RULES, World
+from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, KV, Scenario
+from clone_rl.envs.signals import EXTRA_SIGNALS, Signals
+from clone_rl.envs.trace import HIDDEN, SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import load_chip
 from clone_rl.hw_emulator.emulator import HEAD, POLICY, PROBE, Emulator
@@ -21,10 +22,25 @@ REFERENCE_CONTEXT = 64.0
 _MAX_LENGTH = 128.0
 
 
-def build_emulator(scenario: Scenario, workload: Workload) -> Emulator:
-    """The scenario's chip loaded with a model of this shape."""
+def observation_names(scenario: Scenario) -> tuple[str, ...]:
+    """Names of the observation's scalars, in order: ``kernel.OBSERVATION``, then the scenario's extra signals."""
+    return (*OBSERVATION, *scenario.signals)
+
+
+def build_emulator(scenario: Scenario, workload: Workload, probe_dots: int = len(SIGNALS)) -> Emulator:
+    """The scenario's chip loaded with a model of this shape.
+
+    A statistic of the residual costs about as much as a dot product, so each one asked for is charged as one more of the
+    probe's.
+
+    Args:
+        scenario: Chip, switching mechanism, controller and signals.
+        workload: The model.
+        probe_dots: Dot products with the residual that the model's probe takes at a boundary.
+    """
+    signals = probe_dots + sum(name in HIDDEN for name in scenario.signals)
     return Emulator(
-        load_chip(scenario.chip), workload, scenario.switching or None, signals=len(SIGNALS), policy_macs=scenario.policy_macs
+        load_chip(scenario.chip), workload, scenario.switching or None, signals=signals, policy_macs=scenario.policy_macs
     )
 
 
@@ -38,7 +54,8 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         emulator: The chip with the model.
 
     Raises:
-        BadValueError: The traces are of a model of another depth, or the split is empty.
+        BadValueError: The traces are of a model of another depth, the split is empty, or the model is too deep for this
+            way with skipped keys and values.
         UnknownNameError: Unknown split.
     """
     if traces.layers != emulator.workload.layers:
@@ -46,6 +63,9 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
             f"the traces have {traces.layers} layers and the model {emulator.workload.layers}",
             "record traces of this model with clone-rl record",
         )
+    kv = KV.index(scenario.kv)
+    if kv != PROPAGATE and traces.layers > MAX_LAYERS:
+        raise BadValueError(f"kv {scenario.kv!r} with {traces.layers} layers", f"at most {MAX_LAYERS}, or kv 'propagate'")
     other = scenario.interference
     rules = np.zeros(1, RULES)
     for name, value in {
@@ -61,6 +81,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         "delay": scenario.decision_delay,
         "probe": scenario.probe,
         "policy": scenario.policy_macs > 0,
+        "kv": kv,
         "reference_j": emulator.token_energy_j(emulator.top, REFERENCE_CONTEXT),
         "late": scenario.weights.late,
         "disagree": scenario.weights.disagree,
@@ -97,6 +118,12 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, emulator: Emul
         agree=traces.agree,
         kl=traces.kl,
         dnll=traces.dnll,
+        signals=Signals(
+            traces.hidden,
+            traces.margin,
+            traces.entropy,
+            np.array([EXTRA_SIGNALS.index(name) for name in scenario.signals], np.int64),
+        ),
     )
 
 

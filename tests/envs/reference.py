@@ -67,6 +67,9 @@ def start(control, seed, episode=0):
         agree=0.5,
         agree_before=0.5,
         kl=1.0,
+        left=None,
+        owed=[[] for _ in range(traces.layers)],
+        absent=[[] for _ in range(traces.layers)],
         energy=dict.fromkeys(TERMS, 0.0),
         late=0,
         disagree=0.0,
@@ -82,9 +85,19 @@ def rows_and_context(s):
     return (s.prompt, 0.0) if s.token == 0 else (1, s.prompt + s.token)
 
 
-def work(s, piece, rows=1, context=0.0):
+def layer_work(s, layer):
+    """Rows, context and whether they are consecutive tokens of one text, for what a layer has to do next."""
+    rows, context = rows_and_context(s)
+    if s.token == 0:
+        return rows, context, True
+    assert s.owed[layer] == list(range(s.token - len(s.owed[layer]), s.token))  # consecutive tokens, up to this one
+    if s.owed[layer]:
+        return len(s.owed[layer]) + 1, s.prompt + s.owed[layer][0] - 1, True
+    return 1, context - len(s.absent[layer]), False
+
+
+def work(s, piece, rows=1, context=0.0, causal=False):
     slowdown = s.control.scenario.interference.slowdown if s.busy else 1.0
-    causal = piece >= LAYER and s.token == 0
     cost = s.control.emulator.cost(piece, s.point, context, rows, s.die, slowdown, causal)
     return cost.latency_s, cost.energy_j, cost.energy_j - elsewhere(s) * cost.dram_j
 
@@ -137,6 +150,7 @@ def emit(s, depth):
     """A token leaves after ``depth`` layers, and perhaps the request ends."""
     scenario, traces, layers = s.control.scenario, s.control.traces, s.control.traces.layers
     s.depth += depth
+    s.left = depth
     s.late += s.clock > s.due
     if depth < layers:
         at = (s.first + s.token, depth - 1)
@@ -166,9 +180,13 @@ def finish_token(s, depth, seconds, heat):
 
 
 def leave(s):
-    """Fill the caches of the layers that are skipped, then run the head."""
-    depth = s.layer
-    seconds, joules, heat = work(s, s.control.emulator.kv_fill_row(s.control.traces.layers - depth), 1, s.prompt + s.token)
+    """Fill the caches of the layers that are skipped, or note what they lack; then run the head."""
+    depth, layers, kv = s.layer, s.control.traces.layers, s.control.scenario.kv
+    seconds = joules = heat = 0.0
+    if kv == "propagate":
+        seconds, joules, heat = work(s, s.control.emulator.kv_fill_row(layers - depth), 1, s.prompt + s.token)
+    for lacking in (s.owed if kv == "exact" else s.absent if kv == "skip" else [])[depth:]:
+        lacking.append(s.token)
     s.energy["kv_fill"] += joules
     finish_token(s, depth, seconds, heat)
 
@@ -186,7 +204,12 @@ def run_layer(s, point):
         s.switches += 1
         s.point = point
         pass_time(s, seconds, joules - seconds * elsewhere(s) * float(emulator.constants[0]["dram_waiting_w"]))
-    seconds, joules, heat = work(s, LAYER + s.layer, *rows_and_context(s))
+    seconds, joules, heat = work(s, LAYER + s.layer, *layer_work(s, s.layer))
+    if s.owed[s.layer]:
+        alone = work(s, LAYER + s.layer, *rows_and_context(s))[1]
+        s.energy["kv_fill"] += joules - alone
+        joules = alone
+        s.owed[s.layer].clear()
     s.energy["layer"] += joules
     s.layer += 1
     if s.layer == traces.layers:
@@ -239,10 +262,11 @@ def token_decision(s, action):
 
 def quiet_need(s, point):
     """Seconds that the rest of this token takes at full depth with nobody else there."""
-    rows, context = rows_and_context(s)
     emulator = s.control.emulator
-    phase = "decode" if s.token else "prefill"
-    layers = [emulator.layer(i, phase, context, rows, point) for i in range(s.layer, s.control.traces.layers)]
+    layers = []
+    for layer in range(s.layer, s.control.traces.layers):
+        rows, context, causal = layer_work(s, layer)
+        layers.append(emulator.layer(layer, "prefill" if causal else "decode", context, rows, point))
     decision = emulator.cost(PROBE, point).latency_s if s.control.scenario.probe and s.token else 0.0
     if s.control.scenario.policy_macs and not s.control.scenario.decision_delay:
         decision += emulator.cost(POLICY, point).latency_s
@@ -257,8 +281,24 @@ def sureness(probability):
     return clip(math.log(max(probability, 1e-6) / max(1 - probability, 1e-6)) / 6)
 
 
+def extra(s, name):
+    """One of the signals that a scenario may add."""
+    traces = s.control.traces
+    if name in ("norm", "change", "cosine"):
+        if not (s.token and s.layer and s.control.scenario.probe):
+            return 0.0
+        value = float(traces.hidden[s.first + s.token, s.layer - 1, ("norm", "change", "cosine").index(name)])
+        return clip(value / {"norm": 3, "change": 2, "cosine": 1}[name])
+    if s.left is None:
+        return 0.0
+    if name == "depth":
+        return s.left / traces.layers
+    bound, column = {"margin": (10, traces.margin), "entropy": (12, traces.entropy)}[name]
+    return clip(float(column[s.first + s.token - 1, s.left - 1]) / bound)
+
+
 def observation(s):
-    """The 16 scalars."""
+    """The 16 scalars and the scenario's extra ones."""
     scenario, emulator = s.control.scenario, s.control.emulator
     left, top = s.due - s.clock, emulator.top
     stretch = scenario.interference.slowdown if s.busy else 1.0
@@ -288,4 +328,5 @@ def observation(s):
         s.tpot / (max(level.tpot_s for level in scenario.slo) * scenario.slack_high),
         clip((emulator.chip.thermal.throttle_c - s.die) / 100),
         clip(s.expected / 128),
+        *(extra(s, name) for name in scenario.signals),
     ]

@@ -8,7 +8,7 @@ import reference
 from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Interference, Weights
+from clone_rl.envs.scenario import KV, Interference, Weights
 from clone_rl.envs.world import figures
 from clone_rl.hw_emulator.workload import stored_workload
 
@@ -27,6 +27,13 @@ SETTINGS = {
     "quiet": {"interference": Interference(1.0), "weights": Weights(0.0, 0.5, 7.0)},
     "streamed": {"chip": "asic28-lpddr4", "policy_macs": 900},
     "board": {"chip": "orin-agx", "policy_macs": 900, "interference": Interference(slot_s=0.1, mean_idle_s=2, mean_busy_s=1)},
+    "exact": {"kv": "exact", "signals": ("margin", "norm", "depth")},
+    "exact, delayed": {"kv": "exact", "decision_delay": 1, "policy_macs": 900, "deadline": "per-token"},
+    "exact, streamed": {"kv": "exact", "chip": "asic28-lpddr4"},
+    "exact, board": {"kv": "exact", "chip": "orin-agx"},
+    "skip": {"kv": "skip", "signals": ("norm", "change", "cosine", "margin", "entropy", "depth")},
+    "skip, delayed": {"kv": "skip", "decision_delay": 1, "switching": "pmic"},
+    "skip, streamed": {"kv": "skip", "chip": "asic28-lpddr4", "probe": False, "signals": ("cosine", "entropy")},
 }
 
 
@@ -83,7 +90,8 @@ def test_random_numbers_equal_the_readable_ones_and_lie_in_the_unit_interval():
     assert 0.9 < max(drawn) < 1
 
 
-def test_the_kernel_equals_the_reference_with_sliding_windows_and_a_throttled_die(tmp_path, traces):
+@pytest.mark.parametrize("kv", KV)
+def test_the_kernel_equals_the_reference_with_sliding_windows_and_a_throttled_die(tmp_path, traces, kv):
     """Two kinds of layers, and an ambient temperature at which the top points are not allowed."""
     text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
     chip = tmp_path / "hot.toml"
@@ -93,7 +101,7 @@ def test_the_kernel_equals_the_reference_with_sliding_windows_and_a_throttled_di
     shape = dataclasses.replace(stored_workload(traces.card["shape"], "traces"), windows=(16, 0) * 5)
     folder = tmp_path / "traces"
     dataclasses.replace(traces, card={**traces.card, "shape": shape.as_dict()}).save(folder)
-    control = load_control("layer", traces=str(folder), chip=str(chip), policy_macs=900)
+    control = load_control("layer", traces=str(folder), chip=str(chip), policy_macs=900, kv=kv)
     assert len(control.emulator.classes) == 2
     run_beside_reference(control, "layer")
     top = control.emulator.top

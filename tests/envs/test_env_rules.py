@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import ENERGY_TERMS, OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Interference
+from clone_rl.envs.scenario import KV, Interference
+from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.envs.world import figures
 
 TOP, EXIT = 7, 8
@@ -51,14 +52,22 @@ def test_the_head_and_the_cache_fill_run_at_the_point_of_the_last_layer(control)
     assert rows.state[0]["point"] == 2
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["layer", "token"]), st.booleans(), st.sampled_from([0, 1]))
-def test_observations_stay_in_their_bounds_and_energy_adds_up(trace_folder, seed, kind, probe, delay):
-    crowd = Interference(20.0, 1e-4, 1e-3, 1e-3)
-    control = load_control(kind, traces=trace_folder, probe=probe, decision_delay=delay, interference=crowd, policy_macs=900)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["layer", "token"]),
+    st.booleans(),
+    st.sampled_from([0, 1]),
+    st.sampled_from(KV),
+    st.lists(st.sampled_from(EXTRA_SIGNALS), unique=True),
+)
+def test_observations_stay_in_their_bounds_and_energy_adds_up(trace_folder, seed, kind, probe, delay, kv, signals):
+    rules = {"probe": probe, "decision_delay": delay, "policy_macs": 900, "kv": kv, "signals": tuple(signals)}
+    control = load_control(kind, traces=trace_folder, interference=Interference(20.0, 1e-4, 1e-3, 1e-3), **rules)
     rows, rng = begin(control, seed, 8), np.random.default_rng(seed)
     rewards, costs = np.zeros(8), np.zeros((8, 3))
     while True:
         out = rows.step(rng.integers(0, control.heads, (8, len(control.heads))))
+        assert out.observation.shape == (8, 16 + len(signals))
         assert (np.abs(out.observation) <= 1).all()
         assert (rows.state["due_s"] > 0).all()
         rewards += out.reward
@@ -241,17 +250,27 @@ def test_the_lowest_feasible_point_is_feasible_and_the_one_below_is_not(control)
     assert len(kinds) > 4
 
 
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("exits", [0.0, 0.2])
 @pytest.mark.parametrize("switching", ["on-chip", "pmic"])
-def test_whoever_follows_the_lowest_feasible_point_undisturbed_is_never_late(trace_folder, switching):
-    """The estimate counts all that a layer boundary costs: probe, controller, switch; and full depth is what runs."""
+def test_whoever_follows_the_lowest_feasible_point_undisturbed_is_never_late(trace_folder, switching, exits, kv):
+    """The estimate counts all that a layer boundary costs: probe, controller, switch, owed tokens; at full depth or less."""
     control = load_control(
-        "layer", traces=trace_folder, interference=Interference(1.0), switching=switching, policy_macs=912, slack_low=1.2
+        "layer",
+        traces=trace_folder,
+        interference=Interference(1.0),
+        switching=switching,
+        policy_macs=912,
+        slack_low=1.2,
+        kv=kv,
     )
-    rows = begin(control, count=64)
+    rows, rng = begin(control, count=64), np.random.default_rng(0)
     observation = rows.reset(np.arange(64), np.zeros(64, np.int64))
     lowest = OBSERVATION.index("lowest_feasible")
     while not rows.state["done"].all():
         actions = np.rint(observation[:, lowest] * TOP).astype(np.int64)
+        actions[rng.random(64) < exits] = EXIT
         observation = rows.step(actions[:, None]).observation
     assert rows.state["late"].sum() == 0
+    assert (rows.state["depth"] < 10 * rows.state["tokens"]).any() == (exits > 0)
     assert rows.state["switches"].sum() > 64

@@ -71,7 +71,7 @@ def test_a_bad_card_is_refused(folder, content):
         load_traces(str(folder))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_is_refused(folder, version):
     edit_card(folder, format=version)
     with pytest.raises(BadFileError, match="format"):
@@ -97,6 +97,9 @@ def test_a_shape_of_another_depth_is_refused(folder, traces):
         pytest.param(lambda t: {"agree": t.agree[:-1]}, id="a token short"),
         pytest.param(lambda t: {"agree": t.agree[:, :-1]}, id="an exit short"),
         pytest.param(lambda t: {"signal": t.signal[..., :1]}, id="a signal short"),
+        pytest.param(lambda t: {"hidden": t.hidden[..., :2]}, id="a statistic short"),
+        pytest.param(lambda t: {"margin": t.margin[:, :-1]}, id="full depth's margin missing"),
+        pytest.param(lambda t: {"entropy": t.entropy * np.inf}, id="not finite"),
         pytest.param(lambda t: {"kind": t.kind[:-1]}, id="a document short"),
         pytest.param(lambda t: {"offset": t.offset[:-1]}, id="an offset short"),
         pytest.param(lambda t: {"offset": t.offset[::-1].copy()}, id="offsets fall"),
@@ -154,3 +157,4 @@ def test_a_blank_trace_is_a_set_of_one_document():
     assert blank.documents("train").tolist() == [0]
     assert blank.agree.all()
     assert blank.layers == 10
+    assert (blank.hidden.shape, blank.margin.shape, blank.entropy.shape) == ((20, 9, 3), (20, 10), (20, 10))
