@@ -370,9 +370,10 @@ class Emulator:
         """Joules of one full-depth decode step: every layer and the head, no probe and no controller."""
         return self.token(context=context, vf=point).energy_j
 
-    def switch(self, old: int, new: int, temperature_c: float | None = None) -> tuple[float, float]:
+    def switch(self, old: int | None, new: int | None, temperature_c: float | None = None) -> tuple[float, float]:
         """Stall (s) and energy (J) of a change of operating point."""
-        if self._point(old) == self._point(new):
+        old, new = self._point(old), self._point(new)
+        if old == new:
             return 0.0, 0.0
         stall_s, energy_j = switch_cost(self.constants[0], self.points[old], self.points[new], self._celsius(temperature_c))
         return float(stall_s), float(energy_j)
