@@ -81,3 +81,9 @@ class MissingExtraError(CloneRLError):
     """An optional dependency that the called feature needs and that is not installed."""
 
     kind = "missing_extra"
+
+
+class StoppedError(CloneRLError):
+    """Stopped by the user, with what is left and how to go on."""
+
+    kind = "interrupted"

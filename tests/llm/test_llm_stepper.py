@@ -1,221 +1,266 @@
 import pytest
 import torch
+from llm_models import TINY_LAYERS
 from torch import nn
-from transformers import AutoModelForCausalLM, CohereConfig, MambaConfig, RecurrentGemmaConfig
 
-from clone_rl.errors import UnsupportedModelError
+from clone_rl.errors import BadValueError, UnknownNameError, UnsupportedModelError
 from clone_rl.llm.stepper import Stepper
 
 pytest_plugins = ["llm_models"]
 
-# Scales under which the greedy text of the random model varies.
-FAMILIES = {
-    "llama": 3,
-    "qwen2": 20,
-    "qwen3": 12,
-    "mistral": 3,
-    "mistral with a sliding window": 3,
-    "gemma": 3,
-    "gemma3": 3,
-    "gemma3 with a full layer first": 5,
-    "gpt2": 3,
-    "gpt-neox": 3,
-}
-IDS = torch.arange(7, 15)[None]
-LENGTH = 28
+# One of each kind of attention, of cache layer, of tail and of arguments to the layers.
+FAMILIES = [
+    "llama",
+    "qwen2 with a tied head",
+    "mistral with a sliding window",
+    "gemma2 with soft-capped logits",
+    "gemma3",
+    "gemma3 with a full layer first",
+    "gemma4 with shared keys and values",
+    "gpt2",
+    "gpt-neox",
+    "cohere",
+    "falcon with alibi",
+]
+IDS = torch.arange(7, 27)[None]  # longer than every window
+LENGTH = 20
 
 
-def greedy(model, tokens):
+def greedy(model, tokens=8):
     out = model.generate(IDS, attention_mask=torch.ones_like(IDS), do_sample=False, max_new_tokens=tokens)
     return out[0, IDS.shape[1] :].tolist()
+
+
+def patched(model):
+    """Modules that carry a forward of their own."""
+    return [module for module in model.modules() if "forward" in module.__dict__]
+
+
+def prefilled(stepper, ids=IDS):
+    cache = stepper.new_cache()
+    stepper.prefill(ids, cache)
+    return cache
 
 
 def advance(stepper, cache, token, depth):
     """Run the first layers of a token; returns the state."""
     hidden = stepper.plan(token, cache)
     for index in range(depth):
-        hidden = stepper.run(index, hidden)
+        hidden = stepper.run(index, hidden, cache)
     return hidden
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_stepping_gives_the_greedy_text_of_the_model_token_for_token(tiny, family):
-    model = tiny(family, FAMILIES[family])
-    expected = greedy(model, LENGTH)
-    assert len(set(expected)) >= 5
-    stepper = Stepper(model)
-    cache = stepper.new_cache()
-    found = [int(stepper.prefill(IDS, cache).argmax())]
-    while len(found) < LENGTH:
-        found.append(int(stepper.logits(advance(stepper, cache, found[-1], stepper.layers)).argmax()))
-    assert found == expected
-    assert greedy(model, LENGTH) == expected  # attached, the model still works by itself
+def contents(cache):
+    """Everything that the layers of a cache hold, with copies of the tensors."""
+    return [
+        {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(layer).items()}
+        for layer in cache.layers
+    ]
+
+
+def same(one, other):
+    return all(
+        a.keys() == b.keys() and all(torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else v == b[k] for k, v in a.items())
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_exit_is_the_model(tiny, family):
-    model = tiny(family, FAMILIES[family])
+    model = tiny(family)
     stepper = Stepper(model)
-    cache = stepper.new_cache()
-    stepper.prefill(IDS[:, :-1], cache)
+    cache = prefilled(stepper, IDS[:, :-1])
     logits = stepper.logits(advance(stepper, cache, int(IDS[0, -1]), stepper.layers))
     with torch.inference_mode():
-        assert torch.allclose(logits, model(input_ids=IDS).logits[0, -1].float(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(logits, model(input_ids=IDS).logits[0, -1].float(), rtol=1e-3, atol=1e-3)
 
 
-def exits(stepper, measure):
-    """Logits of many tokens that leave at changing depths; ``measure`` runs the rest of the layers first and forgets it."""
-    cache = stepper.new_cache()
-    stepper.prefill(IDS, cache)
-    seen = []
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_are_those_of_the_layers(tiny, family):
+    stepper = Stepper(tiny(family))
+    with torch.inference_mode():
+        states = stepper.anatomy.states(IDS)
+    assert len(states) == stepper.layers == TINY_LAYERS
+    cache = prefilled(stepper, IDS[:, :-1])
+    hidden = stepper.plan(int(IDS[0, -1]), cache)
+    assert hidden.shape == (1, 1, stepper.anatomy.width)
+    for index, expected in enumerate(states):
+        hidden = stepper.run(index, hidden, cache)
+        assert float((hidden[0, 0] - expected[0, -1]).norm()) <= 1e-3 * float(expected[0, -1].norm())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kv", ["propagate", "exact", "skip"])
+def test_a_glimpse_of_full_depth_leaves_no_trace(tiny, family, kv):
+    stepper = Stepper(tiny(family))
+    if kv not in stepper.strategies:
+        with pytest.raises(BadValueError, match="choose one of propagate, exact"):
+            stepper.check_strategy(kv)
+        return
+    plain, measured = prefilled(stepper), prefilled(stepper)
     for number in range(LENGTH):
-        depth = (1, 3, 4, 2, 1)[number % 5]
-        hidden = deep = advance(stepper, cache, number * 7 % 60, depth)
-        seen.append(stepper.logits(hidden))
-        for index in range(depth, stepper.layers) if measure else ():
-            deep = stepper.run(index, deep)
-            stepper.forget_last(cache, index)
-        for index in range(depth, stepper.layers):
-            stepper.write_kv(index, hidden)
-        assert [layer.get_seq_length() for layer in cache.layers] == [IDS.shape[1] + number + 1] * stepper.layers
-    return torch.stack(seen)
+        depth, token = (1, 3, 4, 2, 1)[number % 5], number * 7 % 60
+        hidden = advance(stepper, plain, token, depth)
+        stepper.fill(plain, depth, hidden, kv)
+        other = advance(stepper, measured, token, depth)
+        before = contents(measured)
+        deep = stepper.glimpse(measured, depth, other)
+        assert same(contents(measured), before)
+        assert torch.equal(deep, other) == (depth == stepper.layers)
+        stepper.fill(measured, depth, other, kv)
+        assert torch.equal(hidden, other)
+    assert same(contents(plain), contents(measured))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_exit_depths_leave_every_cache_equally_long(tiny, family):
-    exits(Stepper(tiny(family, FAMILIES[family])), measure=False)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_measuring_an_exit_against_full_depth_leaves_no_trace(tiny, family):
-    stepper = Stepper(tiny(family, FAMILIES[family]))
-    assert torch.equal(exits(stepper, measure=True), exits(stepper, measure=False))
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_skipped_layers_get_the_keys_and_values_of_the_exit_state(tiny, depth):
-    model = tiny("llama")
-    stepper = Stepper(model)
-    cache = stepper.new_cache()
-    stepper.prefill(IDS, cache)
-    hidden = advance(stepper, cache, 3, depth)
-    for index in range(depth, stepper.layers):
-        stepper.write_kv(index, hidden)
-    with torch.inference_mode():
-        position = torch.tensor([[IDS.shape[1]]])
-        cos, sin = model.model.rotary_emb(hidden, position)
-        for index in range(depth, stepper.layers):
-            layer = model.model.layers[index]
-            normed = layer.input_layernorm(hidden)
-            key, value = (
-                p(normed).view(1, 1, -1, 8).transpose(1, 2) for p in (layer.self_attn.k_proj, layer.self_attn.v_proj)
-            )
-            turned = torch.cat((-key[..., 4:], key[..., :4]), -1)
-            stored = cache.layers[index]
-            assert torch.allclose(stored.values[..., -1:, :], value, atol=1e-6)
-            assert torch.allclose(stored.keys[..., -1:, :], key * cos + turned * sin, atol=1e-5)
-
-
-def test_an_early_exit_is_the_shared_norm_and_head_on_the_state(tiny):
-    model = tiny("llama")
-    stepper = Stepper(model)
-    cache = stepper.new_cache()
-    stepper.prefill(IDS[:, :-1], cache)
-    with torch.inference_mode():
-        states = model(input_ids=IDS, output_hidden_states=True).hidden_states
-        for depth in (1, 2, 3):
-            cache = stepper.new_cache()
-            stepper.prefill(IDS[:, :-1], cache)
-            hidden = advance(stepper, cache, int(IDS[0, -1]), depth)
-            assert torch.allclose(hidden[0, -1], states[depth][0, -1], atol=1e-5)
-            assert torch.allclose(stepper.logits(hidden), model.lm_head(model.model.norm(states[depth]))[0, -1], atol=1e-4)
+def test_a_glimpse_is_what_full_depth_would_have_been(tiny, family):
+    stepper = Stepper(tiny(family))
+    full, exits = prefilled(stepper), prefilled(stepper)
+    for number in range(LENGTH):
+        depth, token = (1, 3, 2)[number % 3], number * 7 % 60
+        hidden = advance(stepper, exits, token, depth)
+        deep = stepper.glimpse(exits, depth, hidden)
+        stepper.fill(exits, depth, hidden, "exact")
+        assert torch.equal(deep, advance(stepper, full, token, stepper.layers))
+    assert same(contents(full), contents(exits))
 
 
 def test_planning_does_not_touch_the_cache(tiny):
-    stepper = Stepper(tiny("llama"))
-    cache = stepper.new_cache()
-    stepper.prefill(IDS, cache)
-    before = [layer.keys.clone() for layer in cache.layers]
+    stepper = Stepper(tiny("gemma3"))
+    cache = prefilled(stepper)
+    before = contents(cache)
     first = stepper.plan(9, cache)
     assert torch.equal(stepper.plan(9, cache), first)
-    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert same(contents(cache), before)
 
 
-def test_detaching_gives_the_model_back_exactly(tiny):
+def test_one_stepper_serves_requests_in_turn(tiny):
+    """A request whose caches are ragged does not disturb another one, and nobody has to finish first."""
+    stepper = Stepper(tiny("gemma2 with soft-capped logits"))
+
+    def steps(cache, token, depth, kv):
+        hidden = advance(stepper, cache, token, depth)
+        stepper.fill(cache, depth, hidden, kv)
+        return stepper.logits(hidden)
+
+    plan = [(number * 11 % 60, (1, 4, 2, 3)[number % 4]) for number in range(12)]
+    alone = []
+    for kv in ("skip", "exact"):
+        cache = prefilled(stepper)
+        alone.append([steps(cache, token, depth, kv) for token, depth in plan])
+    ragged, whole = prefilled(stepper), prefilled(stepper)
+    for (token, depth), first, second in zip(plan, *alone, strict=True):
+        assert torch.equal(steps(ragged, token, depth, "skip"), first)
+        assert torch.equal(steps(whole, token, depth, "exact"), second)
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["planning", "running", "writing"])
+def test_an_error_within_leaves_the_model_as_it_was(tiny, where, error):
     model = tiny("llama")
-    expected = greedy(model, 8)
+    expected = greedy(model)
     stepper = Stepper(model)
-    assert all("forward" in layer.__dict__ for layer in model.model.layers)
-    stepper.detach()
-    assert not any("forward" in module.__dict__ for module in model.modules())
-    assert greedy(model, 8) == expected
+    cache = prefilled(stepper)
+    failing = model.model.norm if where == "planning" else model.model.layers[2].input_layernorm
+
+    def fail(*_):
+        raise error
+
+    hidden = stepper.plan(3, cache)
+    hook = failing.register_forward_hook(fail)
+    with pytest.raises(error):
+        if where == "planning":
+            stepper.plan(3, cache)
+        elif where == "running":
+            stepper.run(2, hidden, cache)
+        else:
+            stepper.write_kv(2, hidden, cache)
+    hook.remove()
+    assert patched(model) == []
+    assert not stepper.planning
+    assert not cache.writing
+    assert greedy(model) == expected
 
 
-def test_detaching_puts_back_a_forward_that_somebody_else_had_installed(tiny):
+def test_a_forward_that_somebody_else_had_installed_runs_and_stays(tiny):
+    """Accelerate keeps its device hooks in an instance attribute."""
     model = tiny("llama")
-    layer, calls = model.model.layers[1], []
-    original = layer.forward
+    expected = greedy(model)
+    calls, layers = [], model.model.layers
 
-    def hooked(*args, **kwargs):
-        calls.append(1)
-        return original(*args, **kwargs)
+    def hooked(index, original):
+        def forward(*args, **kwargs):
+            calls.append(index)
+            return original(*args, **kwargs)
 
-    layer.forward = hooked
+        return forward
+
+    own = {index: hooked(index, layers[index].forward) for index in (1, 3)}
+    for index, forward in own.items():
+        layers[index].forward = forward
     stepper = Stepper(model)
-    cache = stepper.new_cache()
-    stepper.prefill(IDS, cache)
+    cache = prefilled(stepper)
     calls.clear()
-    advance(stepper, cache, 5, stepper.layers)
+    hidden = advance(stepper, cache, 5, 2)
     assert calls == [1]
-    stepper.detach()
-    assert layer.__dict__["forward"] is hooked
-    assert not any("forward" in other.__dict__ for other in model.model.layers if other is not layer)
+    stepper.fill(cache, 2, hidden, "propagate")
+    assert calls == [1, 3]
+    assert patched(model) == [layers[1], layers[3]]
+    assert all(layers[index].__dict__["forward"] is forward for index, forward in own.items())
+    assert greedy(model) == expected
 
 
-def test_two_steppers_in_turn_work_on_one_model(tiny):
+def test_hooks_fire_while_planning_and_while_running(tiny):
     model = tiny("llama")
-    for _ in range(2):
-        stepper = Stepper(model)
-        exits(stepper, measure=True)
-        stepper.detach()
-    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+    with Stepper(model) as stepper:
+        cache, seen = prefilled(stepper), []
+        model.model.layers[1].register_forward_hook(lambda *_: seen.append(stepper.planning))
+        advance(stepper, cache, 5, stepper.layers)
+        assert seen == [True, False]
 
 
-def recurrent(cls, **sizes):
-    return AutoModelForCausalLM.from_config(cls(vocab_size=64, hidden_size=32, num_hidden_layers=4, **sizes)).eval()
+def test_two_steppers_work_on_one_model(tiny):
+    model = tiny("llama")
+    first, second = Stepper(model), Stepper(model)
+    one, other = prefilled(first), prefilled(second)
+    for token in (3, 9, 27):
+        assert torch.equal(advance(first, one, token, 4), advance(second, other, token, 4))
+    first.detach()
+    assert patched(model) == []
 
 
-def mamba():
-    return recurrent(MambaConfig, state_size=4)
+def test_gradients_pass_through_states_and_tail(tiny):
+    """Pretraining and probes use the same anatomy."""
+    model = tiny("llama")
+    anatomy = Stepper(model).anatomy
+    anatomy.tail(anatomy.states(IDS)[1]).sum().backward()
+    assert float(model.model.layers[0].mlp.down_proj.weight.grad.abs().sum()) > 0
+    assert model.model.layers[2].mlp.down_proj.weight.grad is None
 
 
-def recurrent_gemma():
-    return recurrent(RecurrentGemmaConfig, intermediate_size=48, num_attention_heads=4, lru_width=32, attention_window_size=16)
+def test_a_longer_text_can_be_trained_on_after_stepping(tiny):
+    """Rotary tables that grow with the text are left as ordinary tensors."""
+    model = tiny("llama with dynamic rotary positions")
+    stepper = Stepper(model)
+    cache = prefilled(stepper, torch.arange(5, 50)[None])
+    advance(stepper, cache, 3, 4)
+    model(input_ids=torch.arange(5, 50)[None]).logits.sum().backward()
+    assert model.model.layers[0].mlp.down_proj.weight.grad is not None
 
 
-def scaled_logits():
-    sizes = {"intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
-    model = recurrent(CohereConfig, **sizes, logit_scale=0.01, eos_token_id=None)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-    return model
+def test_an_unknown_strategy_is_named(tiny):
+    with pytest.raises(UnknownNameError, match="did you mean 'propagate'"):
+        Stepper(tiny("llama")).check_strategy("propagat")
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [(mamba, "recurrent"), (recurrent_gemma, "recurrent"), (scaled_logits, "does not reproduce")],
-)
-def test_families_that_cannot_be_stepped_are_refused_and_left_alone(make, reason):
-    model = make()
-    with pytest.raises(UnsupportedModelError, match=reason):
+def test_a_model_in_training_mode_is_refused(tiny):
+    model = tiny("llama").train()
+    with pytest.raises(UnsupportedModelError, match="is in training mode"):
         Stepper(model)
-    assert not any("forward" in module.__dict__ for module in model.modules())
-
-
-def test_logits_that_are_changed_after_the_head_are_refused(tiny):
-    with pytest.raises(UnsupportedModelError, match="does not reproduce"):
-        Stepper(tiny("gemma2 with soft-capped logits", 8))
 
 
 def test_a_model_without_a_list_of_layers_is_refused(tiny):
@@ -225,11 +270,24 @@ def test_a_model_without_a_list_of_layers_is_refused(tiny):
         Stepper(model)
 
 
-def test_a_model_without_a_final_norm_is_refused(tiny):
+def test_a_model_without_a_final_norm_is_stepped_through_its_own_tail(tiny):
     model = tiny("llama")
     model.model.norm = nn.Identity()
-    with pytest.raises(UnsupportedModelError, match="no final norm"):
+    stepper = Stepper(model)
+    assert not stepper.anatomy.direct
+    hidden = torch.randn(1, 1, 32)
+    torch.testing.assert_close(stepper.logits(hidden), model.lm_head(hidden)[0, 0])
+
+
+def test_logits_that_depend_on_more_than_the_last_state_are_refused(tiny):
+    model = tiny("llama")
+    kept = []
+    model.model.layers[0].register_forward_hook(lambda _m, _a, out: kept.append(out))
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: head(hidden) + kept[-1].mean(-1, keepdim=True) * torch.arange(160)
+    with pytest.raises(UnsupportedModelError, match="does not reproduce"):
         Stepper(model)
+    assert patched(model) == [model.lm_head]
 
 
 def test_layers_that_look_back_at_more_than_their_input_are_refused(tiny):
@@ -240,4 +298,18 @@ def test_layers_that_look_back_at_more_than_their_input_are_refused(tiny):
     second.register_forward_hook(lambda _m, _a, out: out + 5 * len(kept))
     with pytest.raises(UnsupportedModelError):
         Stepper(model)
-    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+    assert patched(model) == []
+
+
+def test_a_cache_that_is_written_behind_its_back_is_refused(tiny):
+    """Keys and values that a layer keeps for itself cannot be filled in after an exit."""
+    model = tiny("llama")
+    attention = model.model.layers[2].self_attn
+    original = attention.forward
+
+    def forward(*args, **kwargs):
+        return original(*args, **kwargs | {"past_key_values": None})
+
+    attention.forward = forward
+    with pytest.raises(UnsupportedModelError, match=r"store no keys and values, as recurrent layers do: \[2\]"):
+        Stepper(model)
