@@ -1,67 +1,120 @@
-"""Language models with an exit probe: the embedded one, or a folder in the same format.
+"""Language models on disk: the embedded one, a folder in its format, or any decoder-only Hugging Face model.
 
-A folder holds ``config.json`` and ``tokenizer.json`` (Hugging Face formats), ``model.safetensors`` (weights as the chip
-stores them, see ``quantise``), ``probe.safetensors`` and ``card.json``.
+A folder in the package's own format holds ``config.json`` and ``tokenizer.json`` (Hugging Face formats),
+``model.safetensors`` (weights as the chip stores them, see ``quantise``), ``probe.safetensors`` and ``card.json``. In a
+Hugging Face folder a probe is optional, and the weights are rounded on load to the precision that the emulator charges.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
-from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.workload import Workload
+from clone_rl.llm.anatomy import Anatomy
+from clone_rl.llm.checkpoint import (
+    DTYPES,
+    OFFLINE,
+    check_config,
+    digest,
+    end_tokens,
+    load_network,
+    quiet,
+    read_object,
+    reason,
+    shape_of,
+    weight_files,
+)
 from clone_rl.llm.probe import Probe, load_probe
-from clone_rl.llm.quantise import unpack
-from clone_rl.llm.tokenizer import END_ID, load_tokenizer
+from clone_rl.llm.quantise import quantise_model, unpack
+from clone_rl.llm.tokenizer import END_ID, Text, load_tokenizer
 
 EMBEDDED = "default"
 """Name of the model that ships with the package."""
 
 FILES = ("card.json", "config.json", "model.safetensors", "probe.safetensors", "tokenizer.json")
+"""A folder in the package's own format."""
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A causal language model that can leave early.
 
     Attributes:
         name: As it was asked for.
-        model: The ``transformers`` model, float32, evaluation mode; its weights are the quantised ones.
+        model: The ``transformers`` model in evaluation mode; its weights are the quantised ones.
         tokenizer: Text to tokens and back.
-        probe: Exit signals.
+        probe: Exit signals, or None where none were fitted yet.
         shape: What the emulator charges.
         sha256: Hash of the weights and the probe: which model a trace set is of.
-        card: How it was made.
+        card: How it was made, where the folder says so.
+        start_ids: What comes before a text.
+        end_ids: Any of these ends a text; empty where the model never ends one.
+        precision: Name of the number formats that the emulator charges.
     """
 
     name: str
     model: Any
-    tokenizer: Tokenizer
-    probe: Probe
+    tokenizer: Text
+    probe: Probe | None
     shape: Workload
     sha256: str
     card: dict[str, Any]
+    start_ids: tuple[int, ...]
+    end_ids: frozenset[int]
+    precision: str
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Layers and tail, proven on a short input once.
+
+        Raises:
+            UnsupportedModelError: The model cannot be run layer by layer, with the reason.
+        """
+        return Anatomy(self.model)
+
+    def need_probe(self) -> Probe:
+        """The exit probe.
+
+        Raises:
+            BadValueError: There is none.
+        """
+        if self.probe is None:
+            raise BadValueError(
+                f"{self.name} has no exit probe", f"fit one with: clone-rl probe --model {self.name} --text FOLDER"
+            )
+        return self.probe
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt, with the document start."""
-        return [END_ID, *self.tokenizer.encode(text).ids]
+        """Tokens of a prompt, with the document start.
+
+        Raises:
+            BadValueError: The text is not Unicode, or holds a token that the model has no embedding for.
+        """
+        ids = [*self.start_ids, *self.tokenizer.encode(text)]
+        if (largest := max(ids, default=0)) >= self.shape.vocab_size:
+            token = self.tokenizer.backend.id_to_token(largest)
+            raise BadValueError(f"the text holds {token!r}, which the model has no embedding for", "leave it out")
+        return ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a prompt that leaves room for a response.
 
         Raises:
-            BadValueError: The prompt is empty or fills the context.
+            BadValueError: The prompt is empty or fills the context, or as ``encode``.
         """
         if not text.strip():
             raise BadValueError("the prompt is empty", "write something for the model to continue")
@@ -73,9 +126,9 @@ class LanguageModel:
             )
         return ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens, without the document end."""
-        return str(self.tokenizer.decode(ids))
+        return self.tokenizer.decode(ids)
 
 
 @torch.inference_mode()
@@ -95,58 +148,154 @@ def hidden_states(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat(states)
 
 
-def _read(folder: Path, name: str) -> LanguageModel:
+def is_packed(folder: Path) -> bool:
+    """Whether a folder is in the package's own format, complete or not: packed weights, or a card."""
+    if (folder / "card.json").is_file():
+        return True
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            return any(key.endswith((".q4", ".q8")) for key in file.keys())  # noqa: SIM118 (it is no mapping)
+    except Exception:  # absent or damaged: told where it is needed
+        return False
+
+
+def _check_vocabulary(text: Text, shape: Workload, folder: Path) -> None:
+    if text.size > shape.vocab_size:
+        raise BadFileError(
+            f"{folder}: its tokenizer has {text.size} tokens and its model {shape.vocab_size}",
+            "they are of two models: copy the tokenizer that belongs to the weights",
+        )
+
+
+def _read_probe(folder: Path, shape: Workload) -> Probe:
+    return load_probe(folder / "probe.safetensors", shape.layers - 1, shape.hidden_size)
+
+
+def _read_packed(folder: Path, name: str, precision: str, dtype: torch.dtype) -> LanguageModel:
     for file in FILES:
         if not (folder / file).is_file():
             raise BadFileError(f"{folder} is not a model folder: no {file}")
+    config, card = read_object(folder / "config.json"), read_object(folder / "card.json")
+    shape = shape_of(config, folder)
+    if precision not in ("", shape.precision.name):
+        raise BadValueError(f"{name} is stored in {shape.precision.name}, not {precision}", "leave the precision out")
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = Workload.from_config(config)
         state = unpack(load_file(folder / "model.safetensors"))
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "probe.safetensors").read_bytes())
-        tokenizer = load_tokenizer(folder / "tokenizer.json")
-    except CloneRLError as error:
-        raise BadFileError(f"{folder} is not a model folder: {error.message}", error.hint) from None
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise BadFileError(f"{folder} is not a model folder: {error}") from None
+    except Exception as error:  # safetensors, torch, or a scale that is not there
+        raise BadFileError(f"{folder}/model.safetensors is damaged: {reason(error)}") from None
     try:
-        model = LlamaForCausalLM(LlamaConfig(**config))
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except Exception as error:  # torch, transformers and its validators each have their own
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise BadFileError(f"{folder}/model.safetensors does not fit config.json", reason) from None
-    if unexpected or [key for key in missing if key != "lm_head.weight"]:
-        raise BadFileError(
-            f"{folder}/model.safetensors does not fit config.json", f"missing {missing}, unexpected {unexpected}"
-        )
-    model.tie_weights()
-    model.eval()
+        text = Text(load_tokenizer(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise BadFileError(f"{folder}/tokenizer.json is no tokenizer: {reason(error)}") from None
+    _check_vocabulary(text, shape, folder)
+    files = [folder / "model.safetensors", folder / "probe.safetensors"]
     return LanguageModel(
         name=name,
-        model=model,
-        tokenizer=tokenizer,
-        probe=load_probe(folder / "probe.safetensors"),
+        model=load_network(folder, shape, files[:1], dtype, state),
+        tokenizer=text,
+        probe=_read_probe(folder, shape),
         shape=shape,
-        sha256=digest.hexdigest(),
+        sha256=digest(files),
         card=card,
+        start_ids=(END_ID,),
+        end_ids=frozenset({END_ID}),
+        precision=shape.precision.name,
     )
 
 
-def load_model(name: str = EMBEDDED) -> LanguageModel:
-    """Load the embedded model by name, or a folder in its format.
+def _read_tokenizer(folder: Path) -> tuple[Text, int | None]:
+    """The tokenizer of a Hugging Face folder, and its end token."""
+    if not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise BadFileError(f"{folder} has no tokenizer", f"copy the model's tokenizer.json into it (or {_VOCABULARIES[1]})")
+    try:
+        with quiet():
+            found = AutoTokenizer.from_pretrained(folder, **OFFLINE)
+    except Exception as error:  # every tokenizer class has its own
+        raise BadFileError(f"{folder}: its tokenizer cannot be loaded", reason(error)) from None
+    if not isinstance(backend := getattr(found, "backend_tokenizer", None), Tokenizer):
+        raise BadFileError(f"{folder}: {type(found).__name__} is a slow tokenizer", "save it with a tokenizer.json")
+    return Text(backend), found.eos_token_id
+
+
+def _read_hf(folder: Path, name: str, precision: str, dtype: torch.dtype, allow_pickle: bool) -> LanguageModel:
+    config = read_object(folder / "config.json")
+    check_config(config, folder)
+    shape = shape_of(config, folder, precision)
+    files = weight_files(folder, allow_pickle)
+    text, end = _read_tokenizer(folder)
+    _check_vocabulary(text, shape, folder)
+    probe_file = folder / "probe.safetensors"
+    probe = _read_probe(folder, shape) if probe_file.is_file() else None
+    model = load_network(folder, shape, files, dtype)
+    quantise_model(model, shape.precision)
+    return LanguageModel(
+        name=name,
+        model=model,
+        tokenizer=text,
+        probe=probe,
+        shape=shape,
+        sha256=digest([*files, probe_file] if probe else files),
+        card={},
+        start_ids=text.start_ids,
+        end_ids=end_tokens(model, shape.vocab_size, end),
+        precision=shape.precision.name,
+    )
+
+
+_Stamp = tuple[tuple[str, int, int], ...]
+_loaded: dict[tuple[str, str, str, bool], tuple[_Stamp, LanguageModel]] = {}
+
+
+def _stamp(folder: Path) -> _Stamp:
+    """What changes when a file of a folder does."""
+    files = ((path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return ((str(folder.resolve()), 0, 0), *((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in files))
+
+
+def _folder(name: str) -> Path:
+    if name == EMBEDDED:
+        return Path(str(resources.files("clone_rl.llm") / "embedded"))
+    try:
+        path = Path(name)
+        if name and path.is_dir():
+            return path
+        if name and path.is_file():
+            raise BadFileError(f"{name} is a file, not a model folder", "give the folder that holds it")
+    except OSError as error:
+        raise BadFileError(f"{name}: {error.strerror}") from None
+    raise UnknownNameError("model", name, [EMBEDDED], "or give the path of a model folder; nothing is downloaded")
+
+
+def load_model(
+    name: str = EMBEDDED, precision: str = "", *, dtype: str = "float32", allow_pickle: bool = False
+) -> LanguageModel:
+    """Load the embedded model by name, or a model folder by path; again only when a file of it changed.
+
+    Args:
+        name: ``"default"`` or a folder: the package's own format, or a decoder-only Hugging Face model.
+        precision: One of ``PRECISIONS``, what a Hugging Face model is rounded to and charged at; empty for the emulator's
+            default. The package's own format has its own.
+        dtype: What the network computes in: float32, bfloat16 or float16.
+        allow_pickle: Read ``pytorch_model.bin`` where a folder has no safetensors.
 
     Raises:
-        UnknownNameError: Neither.
-        BadFileError: The folder is incomplete or its files do not fit together.
+        UnknownNameError: No such model, precision or dtype.
+        BadFileError: The folder is incomplete or damaged, or its files do not fit together.
+        UnsupportedModelError: Not a dense decoder that can be read without running its code.
+        BadValueError: Another precision than the one that the weights are stored in.
     """
-    return _load(name)
-
-
-@cache
-def _load(name: str) -> LanguageModel:
-    if name == EMBEDDED:
-        return _read(Path(str(resources.files("clone_rl.llm") / "embedded")), name)
-    if Path(name).is_dir():
-        return _read(Path(name), name)
-    raise UnknownNameError("model", name, [EMBEDDED])
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    folder, key = _folder(name), (name, precision, dtype, allow_pickle)
+    try:
+        stamp = _stamp(folder)
+        if key in _loaded and _loaded[key][0] == stamp:
+            return _loaded[key][1]
+        if is_packed(folder):
+            lm = _read_packed(folder, name, precision, DTYPES[dtype])
+        else:
+            lm = _read_hf(folder, name, precision, DTYPES[dtype], allow_pickle)
+    except OSError as error:  # unreadable, or changed while it was read
+        raise BadFileError(f"{folder} is not a model folder: {error}") from None
+    _loaded[key] = (stamp, lm)
+    return lm

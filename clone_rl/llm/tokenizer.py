@@ -1,16 +1,63 @@
-"""Byte-level BPE with digits split, and one special token that starts and ends every document."""
+"""Text to tokens and back: of any model, and the byte-level BPE with digits split that this package trains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from clone_rl.errors import BadValueError
 
 END = "<|end|>"
 """Token 0: before every document and after it, so it is at once start, separator and end of sequence."""
 
 END_ID = 0
+
+
+class Text:
+    """Text to tokens and back; special tokens are neither added nor shown.
+
+    Args:
+        backend: What does the work.
+    """
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self.backend = backend
+        backend.no_truncation()  # a file may ask for either
+        backend.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text.
+
+        Raises:
+            BadValueError: The text is not Unicode: it holds half of a surrogate pair, such as undecodable bytes leave.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadValueError(
+                f"the text cannot be written as UTF-8: {error.reason}", f"see character {error.start}"
+            ) from None
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of tokens."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary proper, without those that were added to it."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1)
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before a text."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        full = self.backend.encode("a").ids
+        found = (at for at in range(len(full)) if bare and full[at : at + len(bare)] == bare)
+        return tuple(full[: next(found, 0)])
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:

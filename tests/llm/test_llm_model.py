@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from llm_models import tiny_probe
+from safetensors.torch import save
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import clone_rl.llm.model
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.llm.model import LanguageModel, hidden_states, load_model
+from clone_rl.llm.quantise import pack, unpack
 from clone_rl.llm.tokenizer import END_ID
 
 pytest_plugins = ["llm_models"]
@@ -28,17 +31,6 @@ def folder(tmp_path):
     return target
 
 
-@pytest.fixture
-def small_models_only(monkeypatch):
-    """A configuration without sizes must not become a model of 7 billion parameters."""
-
-    def build(config):
-        assert config.hidden_size <= 1024, "a model of the default size was about to be built"
-        return LlamaForCausalLM(config)
-
-    monkeypatch.setattr(clone_rl.llm.model, "LlamaForCausalLM", build)
-
-
 def replace_file(folder, name, content):
     (folder / name).unlink()
     (folder / name).write_bytes(content)
@@ -49,8 +41,8 @@ def test_the_embedded_model_fits_its_own_shape(lm):
     assert (lm.shape.layers, lm.shape.hidden_size) == (config.num_hidden_layers, config.hidden_size)
     assert (lm.shape.heads, lm.shape.kv_heads) == (config.num_attention_heads, config.num_key_value_heads)
     assert (lm.shape.vocab_size, lm.shape.context) == (config.vocab_size, config.max_position_embeddings)
-    assert lm.tokenizer.get_vocab_size() == lm.shape.vocab_size
-    assert lm.probe.weight.shape == (lm.shape.layers - 1, 2, lm.shape.hidden_size)
+    assert lm.tokenizer.size == lm.shape.vocab_size
+    assert (lm.probe.exits, lm.probe.width) == (lm.shape.layers - 1, lm.shape.hidden_size)
     assert lm.card["parameters"] == sum(p.numel() for p in lm.model.parameters())
     assert lm.model.lm_head.weight is lm.model.model.embed_tokens.weight
     assert not lm.model.training
@@ -80,7 +72,7 @@ def test_a_folder_by_path_is_the_same_model(folder, lm):
 
 def test_the_hash_covers_weights_and_probe(folder, lm):
     (folder / "probe.safetensors").unlink()
-    replace(lm.probe, bias=lm.probe.bias + 1).save(folder / "probe.safetensors")
+    replace(lm.probe, outer_bias=lm.probe.outer_bias + 1).save(folder / "probe.safetensors")
     assert load_model(str(folder)).sha256 != lm.sha256
 
 
@@ -103,7 +95,7 @@ USED = [(name, damage) for name in FILES for damage in DAMAGE if name != "card.j
 
 
 @pytest.mark.parametrize(("name", "damage"), USED)
-def test_a_folder_with_a_damaged_file_is_refused(folder, name, damage, small_models_only):
+def test_a_folder_with_a_damaged_file_is_refused(folder, name, damage):
     replace_file(folder, name, DAMAGE[damage])
     with pytest.raises(BadFileError) as caught:
         load_model(str(folder))
@@ -114,6 +106,28 @@ def test_a_folder_with_a_damaged_file_is_refused(folder, name, damage, small_mod
 def test_truncated_weights_are_refused(folder, name):
     replace_file(folder, name, (EMBEDDED / name).read_bytes()[:-100])
     with pytest.raises(BadFileError, match=r"mine"):
+        load_model(str(folder))
+
+
+def test_the_packed_format_holds_other_architectures_too(folder, lm):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=2048, num_hidden_layers=3, tie_word_embeddings=False, **sizes))
+    state = pack(model.state_dict())
+    replace_file(folder, "config.json", json.dumps(model.config.to_dict()).encode())
+    replace_file(folder, "model.safetensors", save(state))
+    (folder / "probe.safetensors").unlink()
+    tiny_probe(2, 32).save(folder / "probe.safetensors")
+    loaded = load_model(str(folder))
+    found = loaded.model.state_dict()
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in unpack(state).items())
+    assert (loaded.encode("one"), loaded.end_ids) == (lm.encode("one"), {END_ID})
+
+
+def test_a_packed_folder_with_the_probe_of_another_model_is_refused(folder, lm):
+    (folder / "probe.safetensors").unlink()
+    tiny_probe(lm.probe.exits - 1, lm.probe.width).save(folder / "probe.safetensors")
+    with pytest.raises(BadFileError, match="probe of another model"):
         load_model(str(folder))
 
 

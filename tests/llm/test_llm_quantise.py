@@ -2,8 +2,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from clone_rl.llm.quantise import GROUP, dequantise, fake_quantise, pack, quantise, unpack, weight_bits
+from clone_rl.hw_emulator.precision import BITS, PRECISIONS
+from clone_rl.llm.quantise import (
+    GROUP,
+    dequantise,
+    fake_quantise,
+    group_size,
+    pack,
+    quantise,
+    quantise_model,
+    stored_as,
+    unpack,
+    weight_bits,
+)
 
 pytest_plugins = ["llm_models"]
 
@@ -33,6 +47,7 @@ def state(seed, scale=1.0):
         ("model.layers.3.mlp.up_proj.weight", (4, 64), 4),
         ("model.layers.3.input_layernorm.weight", (64,), 32),
         ("model.embed_norm.weight", (64,), 32),
+        ("model.layers.3.mlp.down_proj.weight", (4, 63), 8),
     ],
 )
 def test_bits_follow_the_role_of_a_tensor(name, shape, bits):
@@ -106,3 +121,67 @@ def test_the_embedded_model_runs_on_weights_that_the_chip_can_store(lm):
     for name, parameter in kept.items():
         if (bits := weight_bits(name, parameter)) < 32:
             assert torch.equal(fake_quantise(parameter, bits), parameter), name
+
+
+@pytest.mark.parametrize(("inputs", "group"), [(64, 64), (896, 64), (576, 64), (32, 32), (90, 30), (45, 45), (67, 67), (1, 1)])
+def test_matrices_of_any_width_are_quantised_in_the_largest_groups_that_fit(inputs, group):
+    weight = random((5, inputs), 1)
+    q, scale = quantise(weight, 4)
+    assert (group_size(inputs), q.shape) == (group, (5, inputs // group, group))
+    assert ((dequantise(q, scale) - weight).abs().reshape(q.shape) <= 0.51 * scale.float()).all()
+
+
+@pytest.mark.parametrize("inputs", [32, 90, 67, 320])
+def test_matrices_of_any_width_come_back_from_disk(inputs):
+    before = {"layers.0.weight": random((6, inputs), 2)}
+    expected = fake_quantise(before["layers.0.weight"], weight_bits("layers.0.weight", before["layers.0.weight"]))
+    assert torch.equal(unpack(pack(before))["layers.0.weight"], expected)
+
+
+def test_weights_beyond_every_scale_are_capped_rather_than_lost():
+    found = fake_quantise(torch.tensor([[1e6, -1e6] * 32]), 4)
+    assert found.isfinite().all()
+    assert found[0, 0] == 7 * 65504
+
+
+@pytest.mark.parametrize("form", BITS)
+def test_each_number_format_rounds_to_what_it_can_store(form):
+    weight = random((12, 128), 3)
+    found = stored_as(weight, form)
+    spread = float((found - weight).abs().max())
+    assert torch.equal(found, weight) is (BITS[form] > 8)
+    assert spread <= {"int4": 0.3, "int8": 0.02, "fp8": 0.15}.get(form, 0.0)
+    levels = max(len(row.unique()) for row in found.reshape(-1, GROUP))
+    assert levels <= {"int4": 15, "int8": 255, "fp8": 255}.get(form, GROUP)
+
+
+def test_fp8_keeps_small_weights_where_int8_loses_them():
+    weight = torch.tensor([[1.0, 1e-3]])
+    assert stored_as(weight, "int8")[0, 1] == 0
+    assert stored_as(weight, "fp8")[0, 1] == pytest.approx(1e-3, rel=0.07)
+
+
+def test_a_models_matrices_are_rounded_in_place_and_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.inner, self.turned = nn.Embedding(10, 32), nn.Linear(32, 32), Conv1D(8, 32)
+            self.norm, self.lm_head = nn.LayerNorm(32), nn.Linear(32, 10, bias=False)
+            self.lm_head.weight = self.embed.weight
+
+        def get_output_embeddings(self):
+            return self.lm_head
+
+    torch.manual_seed(0)
+    model = Tied()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantise_model(model, PRECISIONS["int4"])
+    assert model.lm_head.weight is model.embed.weight
+    expected = {
+        "embed.weight": fake_quantise(before["embed.weight"], 8),
+        "lm_head.weight": fake_quantise(before["embed.weight"], 8),
+        "inner.weight": fake_quantise(before["inner.weight"], 4),
+        "turned.weight": fake_quantise(before["turned.weight"].T, 4).T,
+    }
+    for name, found in model.state_dict().items():
+        assert torch.equal(found, expected.get(name, before[name])), name
