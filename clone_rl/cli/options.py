@@ -25,7 +25,7 @@ def add_command(commands: Any, name: str, text: str, job: Job) -> argparse.Argum
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
     """Text of each field in the ``Attributes`` section of a class docstring."""
-    section = (cls.__doc__ or "").partition("Attributes:")[2]
+    section = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
     found = re.findall(r"^\s+(\w+): (.+(?:\n {12,}.+)*)", section, re.M)
     return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in found}
 

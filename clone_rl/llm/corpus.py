@@ -26,8 +26,19 @@ def clean(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        at = error.start
+        raise BadFileError(
+            f"{path}: byte {raw[at]:#04x} at offset {at} is not UTF-8", "convert the file, or move it out of the folder"
+        ) from None
+
+
 def _documents(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _text(path)
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
@@ -53,6 +64,18 @@ def held_out(document: str) -> bool:
     return int.from_bytes(hashlib.sha1(document.encode()).digest()[:4]) % 1000 < HELD_OUT_OF_1000
 
 
+def read_documents(folder: Path) -> list[str]:
+    """All cleaned documents of at least 200 characters under a folder, in a fixed order.
+
+    Raises:
+        BadFileError: The folder is missing, or a file in it is not text, with the place.
+    """
+    if not folder.is_dir():
+        raise BadFileError(f"no such folder: {folder}", "give a folder with .txt, .md or question/answer .jsonl files")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in {".txt", ".md", ".jsonl"} and p.is_file())
+    return [document for path in paths for document in _documents(path) if len(document) >= 200]
+
+
 def read_corpus(folder: Path) -> tuple[list[str], list[str]]:
     """All documents under a folder, in a fixed order.
 
@@ -60,16 +83,12 @@ def read_corpus(folder: Path) -> tuple[list[str], list[str]]:
         ``(train, validation)`` lists of cleaned documents of at least 200 characters.
 
     Raises:
-        BadFileError: The folder is missing or holds no usable text.
+        BadFileError: The folder is missing, a file in it is not text, or there is too little of it.
     """
-    if not folder.is_dir():
-        raise BadFileError(f"no such folder: {folder}", "give a folder with .txt, .md or question/answer .jsonl files")
     train: list[str] = []
     validation: list[str] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".txt", ".md", ".jsonl"} and p.is_file()):
-        for document in _documents(path):
-            if len(document) >= 200:
-                (validation if held_out(document) else train).append(document)
+    for document in read_documents(folder):
+        (validation if held_out(document) else train).append(document)
     if not train or not validation:
         raise BadFileError(f"{folder} holds too little text", "at least a few hundred documents of 200 characters are needed")
     return train, validation
