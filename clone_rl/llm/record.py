@@ -1,7 +1,6 @@
 """Record traces: what every exit of every token of a response shows and would emit.
 
-Where a prompt has an exact answer the response is given (teacher-forced); otherwise it is the model's own, drawn by seeded
-sampling, because the greedy prose of a small model loops and loops are trivially easy to leave early.
+One full pass per document; the heads of all exits are read for many tokens at a time.
 """
 
 from __future__ import annotations
@@ -9,116 +8,221 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clone_rl.envs.trace import SPLITS, TraceSet
-from clone_rl.errors import BadValueError, UnknownNameError
-from clone_rl.llm.exits import exit_statistics
-from clone_rl.llm.model import LanguageModel, hidden_states
-from clone_rl.llm.prompts import Prompt
-from clone_rl.llm.sampling import Sampling
-from clone_rl.llm.tokenizer import END_ID
+from clone_rl.errors import BadValueError
+from clone_rl.llm.anatomy import Anatomy
+from clone_rl.llm.documents import Document, Responses, answered
+from clone_rl.llm.exits import exit_statistics, hidden_statistics
+from clone_rl.llm.model import LanguageModel
+from clone_rl.version import __version__
+
+Columns = dict[str, NDArray[Any]]
+"""What is recorded of each token of one response, by name of the column; float16, as a trace set is stored."""
+
+PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
+_PER_DOCUMENT = ("prompt_tokens", "split", "kind", "sampled")
 
 
-@torch.inference_mode()
-def respond(lm: LanguageModel, prompt: list[int], most: int, sampling: Sampling, seed: int) -> list[int]:
-    """The model's own response at full depth, with the end token if it came within ``most`` tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    cache, ids = None, torch.tensor([prompt])
-    response: list[int] = []
-    while len(response) < most:
-        out = lm.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        token = sampling.pick(out.logits[0, -1].float(), generator)
-        response.append(token)
-        if token == END_ID:
-            break
-        ids = torch.tensor([[token]])
-    return response
+class Kept(Protocol):
+    """Columns of documents that are recorded, by key of the document."""
+
+    def __contains__(self, key: str, /) -> bool: ...
+
+    def __getitem__(self, key: str, /) -> Columns: ...
+
+    def __setitem__(self, key: str, columns: Columns, /) -> None: ...
 
 
 def record(
     lm: LanguageModel,
-    prompts: Sequence[tuple[str, Prompt]],
-    max_new_tokens: int = 80,
-    sampling: Sampling | None = None,
+    documents: Sequence[Document],
+    responses: Responses | None = None,
+    command: str = "",
+    kept: Kept | None = None,
     quiet: bool = False,
 ) -> TraceSet:
-    """One document per prompt.
+    """Record documents; those without a response are answered by the model first.
+
+    What is recorded of a document depends on it, the model and ``responses`` alone, never on its neighbours.
 
     Args:
-        lm: The model.
-        prompts: (split, prompt) pairs.
-        max_new_tokens: Longest sampled response.
-        sampling: Of responses without a given answer.
+        lm: The model, with its probe.
+        documents: What to record; a second one of the same key is left out.
+        responses: How responses are drawn, and what the card says of them.
+        command: What the user ran, for the card.
+        kept: Columns by key of document: those in it are not recorded again, new ones are put into it one by one.
         quiet: No progress bar.
 
     Returns:
         A trace set with its provenance.
 
     Raises:
-        BadValueError: No prompts, or one that does not fit the context.
+        BadValueError: No documents, a model without a probe, or one whose values are not finite.
     """
-    if not prompts:
+    if not documents:
         raise BadValueError("no prompts", "give at least one")
-    if max_new_tokens < 1:
-        raise BadValueError(f"max_new_tokens is {max_new_tokens}", "at least 1")
-    for split, prompt in prompts:
-        if split not in SPLITS:
-            raise UnknownNameError("split", split, SPLITS)
-        lm.encode_prompt(prompt.text)
-    sampling = sampling or Sampling()
-    kinds = sorted({prompt.kind for _, prompt in prompts})
-    rows: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
-    for split, prompt in tqdm(prompts, desc="record", unit="request", file=sys.stderr, disable=quiet):
-        head = lm.encode_prompt(prompt.text)
-        if prompt.answer:
-            response = [*lm.tokenizer.encode(prompt.answer).ids, END_ID]
-        else:
-            response = respond(lm, head, min(max_new_tokens, lm.shape.context - len(head)), sampling, prompt.seed % 2**31)
-        ids = [*head, *response][: lm.shape.context + 1]
-        states = hidden_states(lm.model, torch.tensor([ids[:-1]]))[:, len(head) - 1 :]
-        quality = exit_statistics(lm.model, states, torch.tensor(ids[len(head) :]))
-        signals = torch.stack([lm.probe.signals(states[i], i + 1) for i in range(lm.shape.layers - 1)])
-        digest.update(f"{split}\0{prompt.kind}\0{prompt.text}\0{prompt.answer}\0".encode())
-        rows.append(
-            {
-                "prompt_tokens": len(head),
-                "split": SPLITS.index(split),
-                "kind": kinds.index(prompt.kind),
-                "sampled": int(not prompt.answer),
-                "signal": signals.permute(1, 0, 2).numpy(),
-                "agree": quality.agree.T.numpy(),
-                "kl": quality.kl.T.numpy(),
-                "dnll": quality.dnll.T.numpy(),
-            }
-        )
-    columns: dict[str, Any] = {
-        name: np.concatenate([row[name] for row in rows]).astype(np.float32) for name in ("signal", "agree", "kl", "dnll")
+    lm.need_probe()
+    responses = responses or Responses()
+    kept = {} if kept is None else kept
+    chosen = list({document.key: document for document in documents}.values())
+    missing = [document for document in chosen if document.key not in kept]
+    done = len(chosen) - len(missing)
+    for document in tqdm(
+        missing, "record", len(chosen), unit="request", file=sys.stderr, disable=quiet, initial=done, dynamic_ncols=True
+    ):
+        kept[document.key] = measure(lm, answered(lm, document, responses))
+    return _trace_set(lm, chosen, [kept[document.key] for document in chosen], responses, command)
+
+
+@torch.inference_mode()
+def measure(lm: LanguageModel, document: Document) -> Columns:
+    """The columns of one document's response, one row per token.
+
+    Args:
+        lm: The model, with its probe.
+        document: A document with a response.
+
+    Returns:
+        ``PER_TOKEN`` columns, float16, in the shapes of ``TraceSet``.
+
+    Raises:
+        BadValueError: A value is not finite.
+    """
+    ids = torch.tensor([document.ids], device=lm.anatomy.device)
+    first, targets = document.prompt_tokens - 1, ids[0, document.prompt_tokens :]
+    states = [state[0, first:] for state in _states(lm.anatomy, ids[:, :-1])]
+    quality = exit_statistics(lm.anatomy, states[1:], targets)
+    probe, exits = lm.need_probe(), states[1:-1]
+    found = {
+        "signal": torch.stack([probe.signals(state, layer) for layer, state in enumerate(exits, 1)], 1),
+        "agree": quality.agree.T,
+        "kl": quality.kl.T,
+        "dnll": quality.dnll.T,
+        "hidden": torch.stack([hidden_statistics(*pair) for pair in zip(states[:-2], exits, strict=True)], 1),
+        "margin": quality.margin.T,
+        "entropy": quality.entropy.T,
     }
-    # What is written is float16: the set in memory is the set on disk.
-    columns = {name: column.astype(np.float16).astype(np.float32) for name, column in columns.items()}
-    card = {
+    columns = {name: value.to(torch.float16).cpu().numpy() for name, value in found.items()}
+    for name, column in columns.items():
+        if not np.isfinite(column).all():
+            raise BadValueError(
+                f"{lm.name} gives values that are not finite ({name}, in a {document.kind} request)",
+                "load the model in another precision",
+            )
+    return columns
+
+
+def _states(anatomy: Anatomy, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The residual stream before the first layer and after every layer."""
+    before: list[torch.Tensor] = []
+    hook = anatomy.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: before.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    try:
+        after = anatomy.states(ids)
+    finally:
+        hook.remove()
+    return [*before, *after]
+
+
+def origin(lm: LanguageModel, responses: Responses) -> dict[str, Any]:
+    """What has to be the same in documents that become one set."""
+    probe = lm.need_probe()
+    found = {
         "layers": lm.shape.layers,
         "shape": lm.shape.as_dict(),
-        "kinds": kinds,
         "model": lm.name,
         "model_sha256": lm.sha256,
-        "prompts_sha256": digest.hexdigest(),
-        "sampling": asdict(sampling),
-        "max_new_tokens": max_new_tokens,
-        "precision": lm.card.get("weights", ""),
+        "precision": lm.precision,
+        "probe_sha256": probe.sha256,
+        "probe_dots": probe.dots,
+        "sampling": asdict(responses.sampling),
         "kv": "exact",
     }
-    card["sha256"] = hashlib.sha256(json.dumps(card, sort_keys=True).encode() + columns["signal"].tobytes()).hexdigest()
-    for name in ("prompt_tokens", "split", "kind", "sampled"):
-        columns[name] = np.array([row[name] for row in rows], np.int64)
-    offset = np.concatenate([[0], np.cumsum([len(row["agree"]) for row in rows])])
-    return TraceSet(card=card, offset=offset, **columns)
+    return dict(json.loads(json.dumps(found)))  # as a card that was read back
+
+
+def check_alike(card: dict[str, Any], other: dict[str, Any], what: str) -> None:
+    """Whether two recordings can become one.
+
+    Raises:
+        BadValueError: They differ in what ``origin`` holds; the name of the first difference is given.
+    """
+    for name, value in other.items():
+        if name != "model" and card.get(name) != value:
+            raise BadValueError(
+                f"{what} has another {name.replace('_', ' ')}: {card.get(name)!r}, not {value!r}",
+                "record into another folder with --out",
+            )
+
+
+def _trace_set(
+    lm: LanguageModel, documents: list[Document], rows: list[Columns], responses: Responses, command: str
+) -> TraceSet:
+    kinds = sorted({document.kind for document in documents})
+    columns = {name: np.concatenate([row[name] for row in rows]).astype(np.float32) for name in PER_TOKEN}
+    columns["prompt_tokens"] = np.array([document.prompt_tokens for document in documents])
+    columns["split"] = np.array([SPLITS.index(document.split) for document in documents])
+    columns["kind"] = np.array([kinds.index(document.kind) for document in documents])
+    columns["sampled"] = np.array([int(document.sampled) for document in documents])
+    columns["offset"] = np.cumsum([0, *(len(row["agree"]) for row in rows)])
+    card = {
+        **origin(lm, responses),
+        "mode": responses.mode,
+        "max_new_tokens": responses.max_new_tokens,
+        "version": __version__,
+        "command": command,
+        "kinds": kinds,
+    }
+    return _with_figures(card, [document.key for document in documents], columns)
+
+
+def _with_figures(card: dict[str, Any], keys: list[str], columns: dict[str, Any]) -> TraceSet:
+    """A trace set whose card counts and hashes what is in it."""
+    counts = Counter(zip(columns["kind"].tolist(), columns["split"].tolist(), strict=True))
+    digest = hashlib.sha256(json.dumps([card["model_sha256"], card["kinds"], keys]).encode())
+    for name in sorted(columns):
+        digest.update(np.ascontiguousarray(columns[name]).tobytes())
+    lengths = np.diff(columns["offset"])
+    figures = {
+        "requests": {kind: {split: counts[k, s] for s, split in enumerate(SPLITS)} for k, kind in enumerate(card["kinds"])},
+        "tokens": int(columns["offset"][-1]),
+        # The last token of a response needs no place in the context.
+        "cut_by_context": int((columns["prompt_tokens"] + lengths > card["shape"]["context"]).sum()),
+        "prompts_sha256": hashlib.sha256(" ".join(keys).encode()).hexdigest(),
+        "sha256": digest.hexdigest(),
+        "keys": " ".join(keys),
+    }
+    return TraceSet(card={**card, **figures}, **columns)
+
+
+def keys_of(traces: TraceSet) -> list[str]:
+    """The keys of a set's documents, in order; none where its card does not hold them."""
+    return str(traces.card.get("keys", "")).split()
+
+
+def join(first: TraceSet, second: TraceSet) -> TraceSet:
+    """One set of the documents of two whose origins are alike (see ``check_alike``), in order."""
+    kinds = sorted({*first.kinds, *second.kinds})
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in (*PER_TOKEN, *_PER_DOCUMENT)}
+    columns["kind"] = np.concatenate([np.array([kinds.index(k) for k in one.kinds])[one.kind] for one in (first, second)])
+    columns["offset"] = np.concatenate([first.offset, first.offset[-1] + second.offset[1:]])
+    added = {name: second.card[name] for name in ("command", "version", "mode", "max_new_tokens")}
+    card = {
+        **first.card,
+        "mode": first.card["mode"] if first.card["mode"] == second.card["mode"] else "mixed",
+        "max_new_tokens": max(first.card["max_new_tokens"], second.card["max_new_tokens"]),
+        "kinds": kinds,
+        "appended": [*first.card.get("appended", []), {**added, "requests": len(second.split)}],
+    }
+    return _with_figures(card, [*keys_of(first), *keys_of(second)], columns)

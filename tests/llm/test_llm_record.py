@@ -1,24 +1,23 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from tiny_lm import CONTEXT, tiny_language_model
 
 from clone_rl.envs.trace import load_traces
 from clone_rl.errors import BadValueError
+from clone_rl.llm.documents import Document, Responses, documents
 from clone_rl.llm.prompts import Prompt, make_prompt
-from clone_rl.llm.record import record, respond
-from clone_rl.llm.sampling import Sampling
-from clone_rl.llm.tokenizer import END_ID
+from clone_rl.llm.record import PER_TOKEN, check_alike, join, keys_of, measure, record
+from clone_rl.version import __version__
 
-pytest_plugins = ["llm_models"]
+pytest_plugins = ["llm_models", "tiny_lm"]
 
-GIVEN = make_prompt("arithmetic", 123)
-STORY = make_prompt("story", 5)
-PER_TOKEN = ("signal", "agree", "kl", "dnll")
-
-
-@pytest.fixture(scope="module")
-def traces(lm):
-    return record(lm, [("train", STORY), ("test", GIVEN)], max_new_tokens=12, quiet=True)
+GIVEN = Prompt("sum", "12 + 30 =", " 42, of course.", 3)
+STORY = Prompt("story", "Once upon a time", "", 5)
+FEW = Responses(max_new_tokens=12)
+FAMILIES = ("llama", "gpt2", "gemma2 with soft-capped logits")
 
 
 def same(one, other):
@@ -26,131 +25,190 @@ def same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
 
 
-def test_a_given_answer_is_traced_as_an_independent_computation_says(lm, traces):
-    head = lm.encode(GIVEN.text)
-    text = [*head, *lm.tokenizer.encode(GIVEN.answer).ids, END_ID]
-    with torch.inference_mode():
-        out = lm.model(input_ids=torch.tensor([text[:-1]]), output_hidden_states=True)
-    full = out.logits[0].double().log_softmax(-1)
-    rows = range(len(head) - 1, len(text) - 1)
-    start, stop = traces.offset[1:3]
-    assert stop - start == len(rows)
-    for exit_layer in range(1, lm.shape.layers):
-        state = out.hidden_states[exit_layer][0]
-        with torch.inference_mode():
-            early = lm.model.lm_head(lm.model.model.norm(state)).double().log_softmax(-1)
-        expected = {
-            "agree": [float(early[t].argmax() == full[t].argmax()) for t in rows],
-            "kl": [float((full[t].exp() * (full[t] - early[t])).sum()) for t in rows],
-            "dnll": [float(full[t, text[t + 1]] - early[t, text[t + 1]]) for t in rows],
-        }
-        for name, values in expected.items():
-            recorded = getattr(traces, name)[start:stop, exit_layer - 1]
-            assert np.allclose(recorded, values, rtol=2e-3, atol=2e-3), (name, exit_layer)
-        normed = state * (state.square().mean(-1, keepdim=True)).rsqrt()
-        raw = normed @ lm.probe.weight[exit_layer - 1].T + lm.probe.bias[exit_layer - 1]
-        signal = traces.signal[start:stop, exit_layer - 1]
-        assert np.allclose(signal[:, 0], raw[rows.start :, 0].sigmoid(), atol=2e-3)
-        assert np.allclose(signal[:, 1], raw[rows.start :, 1].exp().log1p(), rtol=2e-3, atol=2e-3)
+@pytest.fixture(scope="module")
+def chosen(tiny_lm):
+    return list(documents(tiny_lm, [("train", STORY), ("test", GIVEN)], FEW))
 
 
-def test_the_answer_is_followed_by_the_end_token(lm, traces):
-    tokens = len(lm.tokenizer.encode(GIVEN.answer).ids)
-    assert traces.offset[2] - traces.offset[1] == tokens + 1
-    head = lm.encode(GIVEN.text)
-    ids = [*head, *lm.tokenizer.encode(GIVEN.answer).ids]
-    with torch.inference_mode():
-        out = lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-        early = lm.model.lm_head(lm.model.model.norm(out.hidden_states[1][0, -1])).log_softmax(-1)
-    increase = out.logits[0, -1].log_softmax(-1)[END_ID] - early[END_ID]
-    assert traces.dnll[-1, 0] == pytest.approx(float(increase), abs=5e-3, rel=2e-3)
+@pytest.fixture(scope="module")
+def traces(tiny_lm, chosen):
+    return record(tiny_lm, chosen, FEW, "clone-rl record", quiet=True)
 
 
-def test_what_a_set_says_about_its_documents(lm, traces):
+def last_states(lm, ids):
+    """What goes into the first layer and comes out of every layer at the last position, and the model's log-probabilities."""
+    found = []
+
+    def before(module, args, kwargs):
+        found.append(args[0] if args else kwargs["hidden_states"])
+
+    def after(module, args, out):
+        found.append(out[0] if isinstance(out, tuple) else out)
+
+    layers = lm.anatomy.layers
+    hooks = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    logits = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+    for hook in hooks:
+        hook.remove()
+    return [state[0, -1] for state in found], logits.double().log_softmax(-1)
+
+
+def slow_columns(lm, document):
+    """Token by token and exit by exit, each from a pass of its own over the text so far, in float64."""
+    layers, ids = lm.shape.layers, list(document.ids)
+    found = {name: [] for name in PER_TOKEN}
+    for at in range(document.prompt_tokens, len(ids)):
+        row = {name: [] for name in PER_TOKEN}
+        flow, full = last_states(lm, ids[:at])
+        for depth in range(1, layers + 1):
+            emits = lm.anatomy.tail(flow[depth][None, None])[0, 0].double().log_softmax(-1)
+            ordered = sorted(emits.tolist(), reverse=True)
+            row["margin"].append(ordered[0] - ordered[1])
+            row["entropy"].append(-float((emits.exp() * emits).sum()))
+            if depth == layers:
+                continue
+            row["agree"].append(float(emits.argmax() == full.argmax()))
+            row["kl"].append(float((full.exp() * (full - emits)).sum()))
+            row["dnll"].append(float(full[ids[at]] - emits[ids[at]]))
+            row["signal"].append(lm.need_probe().signals(flow[depth], depth).tolist())
+            before, after = flow[depth - 1].double().numpy(), flow[depth].double().numpy()
+            size = np.linalg.norm(after)
+            change, cosine = np.linalg.norm(after - before) / size, before @ after / size / np.linalg.norm(before)
+            row["hidden"].append([np.log10(size / np.sqrt(len(after))), change, cosine])
+        for name, values in row.items():
+            found[name].append(values)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_columns_are_those_of_a_slow_computation(family):
+    lm = tiny_language_model(family)
+    ids = tuple(torch.randint(1, 160, (19,), generator=torch.Generator().manual_seed(4)).tolist())
+    document = Document("user", "test", ids, 6, sampled=False)
+    found = measure(lm, document)
+    with torch.no_grad():
+        expected = slow_columns(lm, document)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == np.float16
+        assert found[name].shape == values.shape, name
+        assert np.allclose(found[name], values, rtol=2e-3, atol=2e-3), name
+    assert found["kl"].max() > 0
+
+
+def test_the_embedded_model_too(lm):
+    prompt = make_prompt("list", 123)
+    document = next(documents(lm, [("test", prompt)]))
+    document = dataclasses.replace(document, ids=document.ids[: document.prompt_tokens + 3])
+    found = measure(lm, document)
+    with torch.no_grad():
+        expected = slow_columns(lm, document)
+    for name, values in expected.items():
+        assert np.allclose(found[name], values, rtol=3e-3, atol=3e-3), name
+
+
+def test_what_a_set_says_about_its_documents(tiny_lm, chosen, traces):
     assert traces.sampled.tolist() == [1, 0]
     assert traces.split.tolist() == [0, 2]
-    assert [traces.kinds[k] for k in traces.kind] == ["story", "arithmetic"]
-    assert traces.prompt_tokens.tolist() == [len(lm.encode(STORY.text)), len(lm.encode(GIVEN.text))]
-    assert 1 <= traces.offset[1] <= 12
-    assert traces.card["model_sha256"] == lm.sha256
-    assert traces.card["layers"] == traces.layers == lm.shape.layers
-    assert traces.card["sampling"] == {"temperature": 0.8, "top_k": 40}
-    assert traces.card["precision"] == lm.card["weights"]
+    assert [traces.kinds[k] for k in traces.kind] == ["story", "sum"]
+    assert traces.prompt_tokens.tolist() == [d.prompt_tokens for d in chosen]
+    assert np.diff(traces.offset).tolist() == [len(d.ids) - d.prompt_tokens for d in chosen]
+    assert keys_of(traces) == [d.key for d in chosen]
+    card = traces.card
+    assert card["model_sha256"] == tiny_lm.sha256
+    assert card["layers"] == traces.layers == 4
+    assert card["sampling"] == {"temperature": 0.8, "top_k": 40}
+    assert (card["precision"], card["kv"], card["mode"], card["max_new_tokens"]) == ("int8", "exact", "auto", 12)
+    assert (card["probe_sha256"], card["probe_dots"]) == ("of means", 2)
+    assert (card["version"], card["command"]) == (__version__, "clone-rl record")
+    assert card["requests"] == {
+        "story": {"train": 1, "validation": 0, "test": 0},
+        "sum": {"train": 0, "validation": 0, "test": 1},
+    }
+    assert card["tokens"] == traces.offset[-1]
 
 
-def test_recording_twice_gives_the_same_set(lm, traces):
-    again = record(lm, [("train", STORY), ("test", GIVEN)], max_new_tokens=12, quiet=True)
+def test_recording_twice_gives_the_same_set_and_answers_come_out_alike(tiny_lm, chosen, traces):
+    again = record(tiny_lm, chosen, FEW, "clone-rl record", quiet=True)
     assert same(again, traces)
     assert again.card == traces.card
+    unanswered = [dataclasses.replace(d, ids=d.ids[: d.prompt_tokens]) if d.sampled else d for d in chosen]
+    assert same(record(tiny_lm, unanswered, FEW, quiet=True), traces)
 
 
-def test_a_document_does_not_depend_on_its_neighbours(lm, traces):
-    alone = record(lm, [("test", GIVEN)], max_new_tokens=12, quiet=True)
+def test_a_document_does_not_depend_on_its_neighbours(tiny_lm, chosen, traces):
+    alone = record(tiny_lm, chosen[1:], FEW, quiet=True)
     for name in PER_TOKEN:
         assert np.array_equal(getattr(alone, name), getattr(traces, name)[traces.offset[1] :])
 
 
-def test_the_hash_tells_sets_of_other_prompts_apart(lm, traces):
-    other = record(lm, [("train", STORY), ("validation", GIVEN)], max_new_tokens=12, quiet=True)
+def test_the_hashes_tell_sets_apart_but_not_commands(tiny_lm, chosen, traces):
+    other = record(tiny_lm, [chosen[0], dataclasses.replace(chosen[1], split="validation")], FEW, quiet=True)
     assert other.card["prompts_sha256"] != traces.card["prompts_sha256"]
     assert other.card["sha256"] != traces.card["sha256"]
+    assert record(tiny_lm, chosen, FEW, "another", quiet=True).card["sha256"] == traces.card["sha256"]
 
 
 def test_the_set_in_memory_is_the_set_on_disk(traces, tmp_path):
     traces.save(tmp_path / "set")
-    assert same(load_traces(str(tmp_path / "set")), traces)
+    again = load_traces(str(tmp_path / "set"))
+    assert same(again, traces)
+    assert {**again.card, "format": 0} == {**traces.card, "format": 0}
 
 
-def test_no_prompts_are_refused(lm):
+def test_kept_columns_are_not_recorded_again_and_new_ones_are_kept(tiny_lm, chosen, traces):
+    kept = {}
+    record(tiny_lm, chosen[:1], FEW, quiet=True, kept=kept)
+    assert kept.keys() == {chosen[0].key}
+    kept[chosen[0].key]["agree"][:] = 0.25
+    found = record(tiny_lm, chosen, FEW, quiet=True, kept=kept)
+    assert (found.agree[: found.offset[1]] == 0.25).all()
+    assert np.array_equal(found.agree[found.offset[1] :], traces.agree[traces.offset[1] :])
+    assert kept.keys() == {d.key for d in chosen}
+
+
+def test_a_document_that_comes_twice_is_recorded_once(tiny_lm, chosen, traces):
+    assert same(record(tiny_lm, [*chosen, chosen[0]], FEW, quiet=True), traces)
+
+
+def test_responses_that_end_at_the_context_are_counted(tiny_lm):
+    prompts = [("test", Prompt("user", "7" * (CONTEXT - 9), "x" * most, 1)) for most in (3, 60)]
+    found = record(tiny_lm, list(documents(tiny_lm, prompts)), quiet=True)
+    assert found.card["cut_by_context"] == 1
+
+
+def test_joined_sets_are_the_set_recorded_at_once(tiny_lm, chosen, traces):
+    parts = [record(tiny_lm, [document], FEW, f"part {n}", quiet=True) for n, document in enumerate(chosen)]
+    both = join(*parts)
+    assert same(both, traces)
+    assert both.card["sha256"] == traces.card["sha256"]
+    assert both.card["prompts_sha256"] == traces.card["prompts_sha256"]
+    assert both.card["requests"] == traces.card["requests"]
+    assert both.card["command"] == "part 0"
+    assert [part["command"] for part in both.card["appended"]] == ["part 1"]
+
+
+def test_sets_of_other_origins_are_told_apart_by_name(traces):
+    check_alike(traces.card, {"model_sha256": traces.card["model_sha256"], "model": "another name for it"}, "set")
+    with pytest.raises(BadValueError, match="set has another probe dots: 2, not 6"):
+        check_alike(traces.card, {**traces.card, "probe_dots": 6}, "set")
+
+
+def test_no_documents_are_refused(tiny_lm):
     with pytest.raises(BadValueError, match="no prompts"):
-        record(lm, [], quiet=True)
+        record(tiny_lm, [], quiet=True)
 
 
-@pytest.mark.parametrize("text", ["", "7" * 300])
-def test_prompts_that_do_not_fit_are_refused(lm, text):
-    with pytest.raises(BadValueError, match="prompt"):
-        record(lm, [("test", Prompt("user", text, "", 1))], quiet=True)
+def test_a_model_without_a_probe_is_refused_with_what_to_do(tiny_lm, chosen):
+    bare = dataclasses.replace(tiny_lm, probe=None)
+    with pytest.raises(BadValueError, match="clone-rl probe"):
+        record(bare, chosen, quiet=True)
 
 
-@pytest.mark.parametrize("most", [0, -1])
-def test_responses_without_tokens_are_refused(lm, most):
-    with pytest.raises(BadValueError, match=str(most)):
-        record(lm, [("test", STORY)], max_new_tokens=most, quiet=True)
-
-
-def test_an_unknown_split_is_refused_before_the_model_runs(lm):
-    with pytest.raises(BadValueError.__base__, match="tests"):
-        record(lm, [("tests", STORY)], max_new_tokens=2, quiet=True)
-
-
-@pytest.mark.parametrize("answer", [" one two", ""])
-def test_a_response_ends_where_the_context_does(lm, answer):
-    digits = lm.shape.context - 4
-    found = record(lm, [("test", Prompt("user", "7" * digits, answer * 40, 1))], max_new_tokens=80, quiet=True)
-    prompt = digits + 1
-    assert found.prompt_tokens.tolist() == [prompt]
-    assert found.offset[1] <= lm.shape.context + 1 - prompt
-
-
-def test_responses_depend_on_the_seed_alone(lm):
-    prompt = lm.encode(STORY.text)
-    drawn = [respond(lm, prompt, 10, Sampling(), seed) for seed in (1, 1, 2, 3)]
-    assert drawn[0] == drawn[1]
-    assert len({tuple(d) for d in drawn}) > 1
-    for response in drawn:
-        assert len(response) == 10 or response[-1] == END_ID
-        assert END_ID not in response[:-1]
-
-
-def test_a_greedy_response_is_what_the_model_generates(lm):
-    ids = torch.tensor([lm.encode(STORY.text)])
-    with torch.inference_mode():
-        out = lm.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=15,
-            eos_token_id=END_ID,
-            pad_token_id=END_ID,
-        )
-    assert respond(lm, ids[0].tolist(), 15, Sampling(0.0), 0) == out[0, ids.shape[1] :].tolist()
+def test_values_that_are_not_finite_are_refused(chosen):
+    broken = tiny_language_model()
+    with torch.no_grad():
+        broken.anatomy.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(BadValueError, match="tiny gives values that are not finite"):
+        measure(broken, chosen[0])
