@@ -1,7 +1,6 @@
 """Generation with a controller in the loop: the model emits real tokens, the kernel keeps the energy account.
 
-A live request is a trace of one document that is filled in as it goes: the same kernel, observations and charges as in
-training. Nothing in the account comes from wall-clock.
+Nothing in the account comes from wall-clock.
 """
 
 from __future__ import annotations
@@ -11,21 +10,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Decision
-from clone_rl.envs.kernel import energy_j, may_exit
-from clone_rl.envs.rows import Rows
+from clone_rl.envs.live import LiveRequest
 from clone_rl.envs.scenario import Scenario
-from clone_rl.envs.trace import blank_trace
-from clone_rl.envs.world import build_emulator, build_world, figures
+from clone_rl.envs.world import build_emulator
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.ledger import Ledger
+from clone_rl.llm.documents import Document
 from clone_rl.llm.model import LanguageModel
 from clone_rl.llm.sampling import Sampling
+from clone_rl.llm.source import ModelSource
 from clone_rl.llm.stepper import Stepper
-from clone_rl.llm.tokenizer import END_ID
 
 
 class Decider(Protocol):
@@ -51,6 +48,7 @@ class Generation:
         emitted_s, due_s: For each token, when it left and when it was due, seconds from the request's start.
         figures: Totals, see ``clone_rl.envs.world.figures``.
         slo: Name of the service level.
+        ledger: What ran, as shapes.
     """
 
     prompt: str
@@ -61,6 +59,7 @@ class Generation:
     due_s: list[float]
     figures: dict[str, float]
     slo: str
+    ledger: Ledger
 
     def summary(self) -> dict[str, Any]:
         """The figures that people ask for first."""
@@ -95,8 +94,8 @@ class LiveSession:
 
     def __init__(self, lm: LanguageModel, scenario: Scenario) -> None:
         self.lm, self.scenario = lm, scenario
-        self.stepper = Stepper(lm.model)
-        self.emulator = build_emulator(scenario, lm.shape)
+        self.stepper = Stepper(lm)
+        self.emulator = build_emulator(scenario, lm.shape, lm.need_probe().dots)
 
     def close(self) -> None:
         """Detach from the model."""
@@ -113,8 +112,8 @@ class LiveSession:
     ) -> Generation:
         """Answer one prompt.
 
-        Keys and values of skipped layers are propagated from the exit state. Agreement, KL and dNLL compare each exit with
-        the rest of the layers run on the same state; that reference is not charged.
+        Keys and values of skipped layers follow the scenario's ``kv``. Agreement, KL and dNLL compare each exit with the
+        rest of the layers run on the same state; that reference is not charged.
 
         Args:
             prompt: Text to continue.
@@ -130,119 +129,28 @@ class LiveSession:
         if max_new_tokens < 1:
             raise BadValueError(f"max_new_tokens is {max_new_tokens}", "at least 1")
         ids = self.lm.encode_prompt(prompt)
+        document = Document("live", "test", tuple(ids), len(ids), sampled=True)
         budget = min(max_new_tokens, self.lm.shape.context - len(ids))
-        request = _Request(self, ids, budget, sampling or Sampling(), seed, controller)
-        tokens = request.run(on_token)
-        totals = {name: values[0].item() for name, values in figures(request.rows.state).items()}
+        source = ModelSource(self.lm, [document], self.scenario.kv, budget, sampling, stepper=self.stepper)
+        request = LiveRequest(self.scenario, self.emulator, source, seed=seed)
+        emitted = 0
+        while not request.done:
+            decision = controller.decide(request.observation)
+            before_s, before_j = request.clock_s, request.energy_j
+            request.step(request.exit_action if decision.exit else decision.operating_point)
+            controller.observe(request.clock_s - before_s, request.energy_j - before_j)
+            if len(source.tokens) > emitted:
+                emitted = len(source.tokens)
+                on_token(source.tokens[-1])
+        totals = request.figures()
         return Generation(
             prompt=prompt,
-            text=self.lm.decode([t for t in tokens if t != END_ID]),
-            token_ids=tokens,
-            points=request.points[: len(tokens)],
+            text=self.lm.decode([t for t in source.tokens if t not in self.lm.end_ids]),
+            token_ids=source.tokens,
+            points=request.points[:emitted],
             emitted_s=request.emitted_s,
             due_s=request.due_s,
             figures=totals,
             slo=self.scenario.slo[int(totals["slo"])].name,
+            ledger=request.ledger,
         )
-
-
-class _Request:
-    """One response in the making."""
-
-    def __init__(
-        self, session: LiveSession, ids: list[int], budget: int, sampling: Sampling, seed: int, controller: Decider
-    ) -> None:
-        self.lm, self.stepper, self.controller = session.lm, session.stepper, controller
-        self.layers, self.exit_action = self.lm.shape.layers, len(session.emulator.points)
-        self.trace = blank_trace(self.layers, len(ids), budget)
-        world = build_world(session.scenario, self.trace, "train", session.emulator)
-        self.rows = Rows(world, 1)
-        self.observation = self.rows.reset(np.array([seed]), np.zeros(1, np.int64))[0]
-        self.state = self.rows.state[0]
-        self.sampling, self.generator = sampling, torch.Generator().manual_seed(seed)
-        self.ids, self.cache = ids, self.stepper.new_cache()
-        self.points = np.full((budget, self.layers), -1)
-        self.emitted_s: list[float] = []
-        self.due_s: list[float] = []
-
-    def decide(self) -> tuple[int, bool]:
-        """Ask the controller; returns its action, and whether the kernel will take it for an exit."""
-        decision = self.controller.decide(self.observation)
-        action = self.exit_action if decision.exit else decision.operating_point
-        taken = int(self.state["pending"]) if self.rows.world.rules[0]["delay"] else action
-        return action, taken == self.exit_action and may_exit(self.state)
-
-    def advance(self, action: int) -> None:
-        """Let the kernel account for one decision."""
-        token, layer = int(self.state["token"]), int(self.state["layer"])
-        before_depth = float(self.state["depth"])
-        before_s, before_j, due_s = float(self.state["clock_s"]), energy_j(self.state), float(self.state["due_s"])
-        out = self.rows.step(np.array([[action]]))
-        self.observation = out.observation[0]
-        self.controller.observe(float(self.state["clock_s"]) - before_s, energy_j(self.state) - before_j)
-        emitted = int(self.state["token"]) > token
-        if not emitted or float(self.state["depth"]) - before_depth == layer + 1:
-            self.points[token, layer] = self.state["point"]
-        if emitted:
-            self.due_s.append(due_s)
-            self.emitted_s.append(float(self.state["last_s"]))
-
-    def choose(self, logits: torch.Tensor) -> int:
-        """Pick the next token; the end token ends the request."""
-        token = self.sampling.pick(logits, self.generator)
-        if token == END_ID:
-            self.state["tokens"] = self.state["token"] + 1
-        return token
-
-    def prefill(self) -> int:
-        """The prompt at full depth."""
-        logits = self.stepper.prefill(torch.tensor([self.ids]), self.cache)
-        for layer in range(self.layers):
-            action, _ = self.decide()
-            if layer == self.layers - 1:
-                token = self.choose(logits)
-            self.advance(action)
-        return token
-
-    def leave(self, hidden: torch.Tensor, depth: int) -> int:
-        """Emit from an exit: measure it against full depth, then fill the skipped layers' caches from its state."""
-        early = self.stepper.logits(hidden)
-        deep = hidden
-        for index in range(depth, self.layers):
-            deep = self.stepper.run(index, deep)
-            self.stepper.forget_last(self.cache, index)
-        for index in range(depth, self.layers):
-            self.stepper.write_kv(index, hidden)
-        token = self.choose(early)
-        full_log, early_log = F.log_softmax(self.stepper.logits(deep), -1), F.log_softmax(early, -1)
-        at = (int(self.state["token"]), depth - 1)
-        self.trace.agree[at] = float(full_log.argmax() == early_log.argmax())
-        self.trace.kl[at] = float((full_log.exp() * (full_log - early_log)).sum().clamp_min(0))
-        self.trace.dnll[at] = float(full_log[token] - early_log[token])
-        return token
-
-    def decode(self, last: int) -> int:
-        """One token after the first."""
-        hidden = self.stepper.plan(last, self.cache)
-        for layer in range(self.layers):
-            action, leaves = self.decide()
-            if leaves:
-                token = self.leave(hidden, layer)
-                self.advance(action)
-                return token
-            hidden = self.stepper.run(layer, hidden)
-            if layer < self.layers - 1:
-                self.trace.signal[int(self.state["token"]), layer] = self.lm.probe.signals(hidden[0, -1], layer + 1).numpy()
-            else:
-                token = self.choose(self.stepper.logits(hidden))
-            self.advance(action)
-        return token
-
-    def run(self, on_token: Callable[[int], None]) -> list[int]:
-        """Tokens of the whole response."""
-        tokens = [self.prefill()]
-        on_token(tokens[-1])
-        while not self.state["done"]:
-            tokens.append(self.decode(tokens[-1]))
-            on_token(tokens[-1])
-        return tokens

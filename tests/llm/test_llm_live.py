@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -7,18 +9,24 @@ import torch
 from clone_rl.agents.baselines import Fixed, Pace
 from clone_rl.envs.kernel import OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import load_scenario
+from clone_rl.envs.scenario import KV, Interference, load_scenario
 from clone_rl.envs.trace import blank_trace
 from clone_rl.envs.world import build_world, figures
 from clone_rl.errors import BadValueError
 from clone_rl.llm.exits import exit_statistics
 from clone_rl.llm.live import LiveSession
-from clone_rl.llm.model import hidden_states
 from clone_rl.llm.sampling import Sampling
 from clone_rl.llm.tokenizer import END_ID
 from clone_rl.runtime import Decision, RuntimeController
 
 pytest_plugins = ["llm_models"]
+
+
+def hidden_states(lm, ids):
+    """(L, T, hidden) at full depth."""
+    with torch.inference_mode():
+        return torch.cat(lm.anatomy.states(torch.tensor([ids])))
+
 
 PROMPT = "Once upon a time there was a little fox who"
 GREEDY = Sampling(0.0)
@@ -119,12 +127,12 @@ def test_leaving_at_one_layer_gives_the_mean_depth_and_picture_of_it(session, la
 def test_an_exit_is_the_exit_of_the_model_with_its_figures(session, lm, layers, depth):
     # The caches are exact for the first decoded token, so one teacher-forced pass shows what it has to be.
     first = session.generate(PROMPT, performance(), 1, GREEDY).token_ids
-    states = hidden_states(lm.model, torch.tensor([[*lm.encode(PROMPT), *first]]))
+    states = hidden_states(lm, [*lm.encode(PROMPT), *first])
     with torch.inference_mode():
         expected = int(lm.model.lm_head(lm.model.model.norm(states[depth - 1, -1])).argmax())
     answer = session.generate(PROMPT, exits_at(depth, layers), 2, GREEDY)
     assert answer.token_ids == [*first, expected]
-    quality = exit_statistics(lm.model, states[:, -1:], torch.tensor([expected]))
+    quality = exit_statistics(lm.anatomy, [state[-1:] for state in states], torch.tensor([expected]))
     assert answer.figures["disagree"] == 1 - float(quality.agree[depth - 1, 0])
     assert answer.figures["kl"] == pytest.approx(float(quality.kl[depth - 1, 0]), rel=1e-3, abs=1e-5)
     assert answer.figures["dnll"] == pytest.approx(float(quality.dnll[depth - 1, 0]), rel=1e-3, abs=1e-5)
@@ -133,7 +141,7 @@ def test_an_exit_is_the_exit_of_the_model_with_its_figures(session, lm, layers, 
 def test_signals_shown_to_the_controller_are_those_of_the_probe(session, lm, layers):
     controller = Scripted(lambda *_: 7, layers)
     answer = session.generate(PROMPT, controller, 2, GREEDY)
-    states = hidden_states(lm.model, torch.tensor([[*lm.encode(PROMPT), answer.token_ids[0]]]))
+    states = hidden_states(lm, [*lm.encode(PROMPT), answer.token_ids[0]])
     for layer in range(1, layers):
         agree, kl = lm.probe.signals(states[layer - 1, -1], layer).tolist()
         shown = controller.seen[layers + layer]
@@ -285,10 +293,29 @@ def test_one_class_of_requests_is_one_target(lm):
     assert answer.due_s[2] - answer.due_s[1] == pytest.approx(scenario.slo[-1].tpot_s)
 
 
-def test_closing_gives_the_model_back(lm):
-    layer = lm.model.model.layers[0]
-    before = layer.__dict__.get("forward")
-    live = LiveSession(lm, load_scenario("default"))
-    assert layer.__dict__.get("forward") is not before
-    live.close()
-    assert layer.__dict__.get("forward") is before
+def test_the_model_is_only_touched_while_a_layer_runs(session, lm):
+    before = [dict(layer.__dict__) for layer in lm.model.model.layers]
+    session.generate(PROMPT, performance(), 3, GREEDY)
+    assert [dict(layer.__dict__) for layer in lm.model.model.layers] == before
+
+
+def steady_chip(folder):
+    """The default chip, but for a leakage that does not grow with the temperature: costs depend on shapes alone."""
+    text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
+    changed = re.sub(r"(?m)^leakage_per_kelvin *=.*$", "leakage_per_kelvin = 1e-15", text)
+    assert changed != text
+    (folder / "steady.toml").write_text(changed, encoding="utf-8")
+    return str(folder / "steady.toml")
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_the_ledger_of_shapes_costs_what_the_kernel_charged(lm, layers, tmp_path, kv):
+    quiet = load_scenario("default", policy_macs=1000, kv=kv, chip=steady_chip(tmp_path), interference=Interference(1.0))
+    live = LiveSession(lm, quiet)
+    answer = live.generate(PROMPT, mixed(layers, 3), 14, GREEDY)
+    cost = answer.ledger.total(live.emulator)
+    wake_s = float(live.emulator.constants[0]["wake_s"])
+    assert answer.ledger.counts()["VF_SWITCH"] == answer.figures["switches"]
+    assert {"propagate": "KV_FILL", "exact": "CATCHUP"}.get(kv, "LAYER") in answer.ledger.counts()
+    assert wake_s + cost.latency_s == pytest.approx(answer.emitted_s[-1], rel=1e-9)
+    assert cost.energy_j == pytest.approx(answer.figures["energy_j"] - answer.figures["idle_j"], rel=1e-9)
