@@ -1,19 +1,22 @@
-"""The recipe of the embedded early-exit language model, on any folder of text.
+"""Train a language model whose layers can be left early, from nothing or from a trained one, on any folder of text.
 
-Loss = next-token cross-entropy of the last layer + 0.25 x that of two rotating exits, all through the shared norm and head
-(early-exit loss and layer dropout after LayerSkip, arXiv 2404.16710); Muon on the matrices, AdamW on the rest; in the last
-part of the run the forward pass sees the quantised weights (straight-through), so that the shipped precision is trained.
-Templates are generated fresh by ``clone_rl.llm.prompts`` and never repeat; no prompt reserved for control is among them.
+Loss = next-token cross-entropy of the last layer + the losses of two rotating exits, all through the shared norm and head,
+with layers dropped more often the deeper they lie (early-exit loss and layer dropout after LayerSkip, arXiv 2404.16710). An
+exit learns from the text, from the last layer (self-distillation), or from both. Muon on the matrices, AdamW on the rest; in
+the last part of the run the forward pass sees quantised weights (straight-through), so that the shipped precision is trained.
+No prompt reserved for control is ever among the generated ones.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,58 +24,52 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from clone_rl.errors import BadFileError
 from clone_rl.files import replacing
+from clone_rl.hw_emulator.precision import PRECISIONS
+from clone_rl.llm.anatomy import Anatomy, replaced
 from clone_rl.llm.corpus import read_corpus
+from clone_rl.llm.model import EMBEDDED, is_packed, load_model
 from clone_rl.llm.muon import Muon
-from clone_rl.llm.prompts import KINDS, make_prompt, reserved_texts
-from clone_rl.llm.quantise import fake_quantise, weight_bits
+from clone_rl.llm.prompts import KINDS, make_prompt
+from clone_rl.llm.quantise import quantise_model
+from clone_rl.llm.recipe import Recipe
 from clone_rl.llm.tokenizer import END_ID, load_tokenizer, train_tokenizer
+from clone_rl.llm.windows import Encode, Windows, stream
+
+STORED = PRECISIONS["int4"]
+"""What the chip will store the weights in: also what a Hugging Face folder is rounded to on load."""
+
+_SAVE_EVERY_S = 240.0
+_LOG_EVERY = 20
+_VALIDATION_WINDOWS = 100
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result besides the text and the machine.
+@dataclass
+class Subject:
+    """What is trained.
 
     Attributes:
-        minutes: Wall-clock training time, minutes; the learning rate follows it.
-        vocab_size: Tokens in the vocabulary.
-        hidden_size: Width of the residual stream.
-        layers: Decoder layers.
-        heads: Query heads.
-        kv_heads: Key/value heads.
-        ff_size: Width of the feed-forward network.
-        context: Tokens per training window and longest context of the model.
-        batch: Windows per step.
-        learning_rate: Peak, reached after ``warmup`` steps, flat for half of the time, then linear to 2 %.
-        warmup: Steps over which the learning rate rises to its peak.
-        exit_weight: Weight of each of the two rotating exit losses.
-        layer_drop: Highest probability of skipping a layer in training (the last layer's).
-        template_share: Share of windows made of generated prompts with answers.
-        quantised_from: Share of the time after which the forward pass uses quantised weights.
-        seed: Seed of the initial weights and of the order of the data.
+        model: A ``transformers`` model.
+        encode: Its tokeniser.
+        start: Token ahead of every document.
+        end: Token behind an answer.
+        base: The folder that it was continued from; empty for a new model.
+        command: What the user ran, for the card.
+        packed: Whether it is released in the package's own format; otherwise as a Hugging Face folder.
     """
 
-    minutes: float = 60.0
-    vocab_size: int = 2048
-    hidden_size: int = 256
-    layers: int = 10
-    heads: int = 4
-    kv_heads: int = 2
-    ff_size: int = 768
-    context: int = 256
-    batch: int = 16
-    learning_rate: float = 2.5e-3
-    warmup: int = 40
-    exit_weight: float = 0.25
-    layer_drop: float = 0.1
-    template_share: float = 0.4
-    quantised_from: float = 0.7
-    seed: int = 0
+    model: Any
+    encode: Encode
+    start: int
+    end: int
+    base: str = ""
+    command: str = ""
+    packed: bool = True
 
 
 def build_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -101,112 +98,257 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
-def training_states(model: LlamaForCausalLM, ids: torch.Tensor, dropped: frozenset[int] = frozenset()) -> list[torch.Tensor]:
-    """Residual stream after each decoder layer; ``ids`` has shape (batch, tokens), each result (batch, tokens, hidden)."""
-    decoder = model.model
-    x = decoder.embed_tokens(ids)
-    positions = decoder.rotary_emb(x, position_ids=torch.arange(ids.shape[1], device=ids.device)[None])
-    states = []
-    for index, layer in enumerate(decoder.layers):
-        if index not in dropped:
-            x = layer(x, attention_mask=None, position_embeddings=positions)
-        states.append(x)
-    return states
+def _encoder(path: Path) -> Encode:
+    tokenizer = load_tokenizer(path)
+    return lambda texts: (encoding.ids for encoding in tokenizer.encode_batch(texts))
 
 
-class _Windows:
-    """Endless training windows: real text by random order without repeats in a pass, templates generated as they go."""
-
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, text: np.ndarray) -> None:
-        self.recipe, self.tokenizer, self.text = recipe, tokenizer, text
-        self.rng = np.random.default_rng(recipe.seed)
-        self.reserved = reserved_texts()
-        self.template_seed = 0
-        self.templates: list[int] = []
-        self.order: list[int] = []
-
-    def _template_window(self) -> np.ndarray:
-        while len(self.templates) <= self.recipe.context:
-            batch: list[str] = []
-            while len(batch) < 256:
-                prompt = make_prompt(KINDS[1 + self.template_seed % 3], self.template_seed)
-                self.template_seed += 1
-                if prompt.text not in self.reserved:
-                    batch.append(prompt.text + prompt.answer)
-            for encoding in self.tokenizer.encode_batch(batch):
-                self.templates += [END_ID, *encoding.ids]
-        window = np.array(self.templates[: self.recipe.context + 1])
-        del self.templates[: self.recipe.context]
-        return window
-
-    def _text_window(self) -> np.ndarray:
-        if not self.order:
-            # Windows of a new pass start at another offset, so that no pass cuts the text at the same places.
-            start = int(self.rng.integers(self.recipe.context))
-            last = len(self.text) - self.recipe.context - 1
-            self.order = list(self.rng.permutation(np.arange(start, last, self.recipe.context)))
-        at = self.order.pop()
-        return self.text[at : at + self.recipe.context + 1]
-
-    def batch(self) -> torch.Tensor:
-        rows = [
-            self._template_window() if self.rng.random() < self.recipe.template_share else self._text_window()
-            for _ in range(self.recipe.batch)
-        ]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+def _new(out: Path, recipe: Recipe, documents: list[str]) -> Subject:
+    """A new model and, on the first start, its tokeniser."""
+    if not (out / "tokenizer.json").exists():
+        sample = [make_prompt(kind, seed) for kind in KINDS for seed in range(2000)]
+        fitted = train_tokenizer(documents + [p.text + p.answer for p in sample], recipe.vocab_size)
+        fitted.save(str(out / "tokenizer.json"))
+    return Subject(build_model(recipe), _encoder(out / "tokenizer.json"), END_ID, END_ID)
 
 
-def _encode(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
-    ids: list[int] = []
-    for encoding in tokenizer.encode_batch(documents):
-        ids += [END_ID, *encoding.ids]
-    return np.array(ids, dtype=np.uint16)
+def _continued(base: str, out: Path) -> Subject:
+    """The model of an earlier run's folder (with its unrounded weights), or any model that loads."""
+    run = Path(base)
+    if (run / "checkpoint.pt").exists():
+        saved = torch.load(run / "checkpoint.pt", weights_only=True)
+        model = build_model(Recipe(**saved["recipe"]))
+        model.load_state_dict(saved["model"])
+        shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
+        return Subject(model, _encoder(out / "tokenizer.json"), END_ID, END_ID, base)
+    packed = base == EMBEDDED or is_packed(Path(base))
+    lm = load_model(base, "" if packed else "fp32")
+    if packed:
+        (out / "tokenizer.json").write_text(lm.tokenizer.backend.to_str(), encoding="utf-8")
+    end = min(lm.end_ids, default=0)
+    start = lm.start_ids[0] if lm.start_ids else end
+    # A loaded model is shared by all who asked for it.
+    return Subject(deepcopy(lm.model), lambda texts: map(lm.tokenizer.encode, texts), start, end, base, packed=packed)
+
+
+def subject_of(out: Path, saved: dict[str, Any]) -> Subject:
+    """What a checkpoint holds, with its weights."""
+    base, recipe = saved.get("base", ""), Recipe(**saved["recipe"])
+    if base and not (Path(base) / "checkpoint.pt").exists():
+        subject = _continued(base, out)
+    else:
+        subject = Subject(build_model(recipe), _encoder(out / "tokenizer.json"), END_ID, END_ID, base)
+    subject.model.load_state_dict(saved["model"])
+    return subject
+
+
+def growing_drop(highest: float, layers: int) -> list[float]:
+    """Probability of dropping each layer: 0 for the first, ``highest`` for the last, exponentially between (LayerSkip)."""
+    return [highest * (math.exp(i * math.log(2) / (layers - 1)) - 1) for i in range(layers)]
+
+
+def training_states(anatomy: Anatomy, ids: torch.Tensor, dropped: frozenset[int] = frozenset()) -> list[torch.Tensor]:
+    """Residual stream after each decoder layer, where dropped ones pass on their input; see ``Anatomy.states``."""
+    layers = [anatomy.layers[index] for index in sorted(dropped)]
+    with replaced(layers, [lambda hidden, *_a, **_k: (hidden,) if anatomy.wraps else hidden] * len(layers)):
+        return anatomy.states(ids)
 
 
 @contextmanager
-def _quantised(model: LlamaForCausalLM) -> Iterator[None]:
-    """Run the block with quantised weights and put the exact ones back: gradients pass straight through."""
-    exact = {name: parameter.data for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        if (bits := weight_bits(name, parameter)) < 32:
-            parameter.data = fake_quantise(parameter.data, bits)
+def quantised(model: Any) -> Iterator[None]:
+    """Run the block with the weights that the chip stores and put the exact ones back: gradients pass straight through."""
+    exact = [(parameter, parameter.data) for parameter in model.parameters() if parameter.ndim == 2]
+    for parameter, data in exact:
+        parameter.data = data.clone()
     try:
+        quantise_model(model, STORED)
         yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.data = exact[name]
+        for parameter, data in exact:
+            parameter.data = data
 
 
 @torch.no_grad()
-def exit_losses(model: LlamaForCausalLM, tokens: np.ndarray, context: int, windows: int) -> list[float]:
-    """Mean next-token cross-entropy (nats) of every exit on the first windows of a token stream."""
-    context = min(context, len(tokens))
-    windows = min(windows, len(tokens) // context)
-    x = torch.from_numpy(tokens[: windows * context].astype(np.int64)).view(-1, context)
-    totals, count = torch.zeros(len(model.model.layers)), 0
-    for rows in x.split(16):
+def exit_losses(anatomy: Anatomy, tokens: NDArray[np.int64], context: int, windows: int = _VALIDATION_WINDOWS) -> list[float]:
+    """Mean next-token cross-entropy (nats) of every exit, the last one full depth.
+
+    Args:
+        anatomy: The model.
+        tokens: A stream of held-out documents.
+        context: Tokens per window.
+        windows: Most windows; they lie evenly over the whole stream.
+    """
+    context = min(context, len(tokens) - 1)
+    starts = np.arange(0, len(tokens) - context, context)
+    starts = starts[np.linspace(0, len(starts) - 1, min(windows, len(starts))).round().astype(int)]
+    x = torch.from_numpy(np.stack([tokens[at : at + context + 1] for at in starts]))
+    totals, count = torch.zeros(len(anatomy.layers)), 0
+    for rows in x.split(8):
         targets = rows[:, 1:].reshape(-1)
-        for index, state in enumerate(training_states(model, rows)):
-            logits = model.lm_head(model.model.norm(state))[:, :-1].float()
+        for index, state in enumerate(anatomy.states(rows[:, :-1].contiguous())):
+            logits = anatomy.tail(state).float()
             totals[index] += F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, reduction="sum")
         count += targets.numel()
     return [float(t) for t in totals / count]
 
 
-def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False) -> dict[str, Any]:
-    """Train and write ``tokenizer.json``, ``checkpoint.pt`` and ``log.jsonl`` under ``out``.
+class Pretraining:
+    """One run: its model, its optimisers, and how far it is.
+
+    Args:
+        out: The run's folder.
+        recipe: What to train.
+        subject: What is trained.
+        text: Tokens of the training text.
+    """
+
+    def __init__(self, out: Path, recipe: Recipe, subject: Subject, text: NDArray[np.int64]) -> None:
+        self.out, self.recipe, self.subject = out, recipe, subject
+        self.model, self.anatomy = subject.model, Anatomy(subject.model)
+        self.windows = Windows(recipe, subject.encode, subject.start, text)
+        embedded = {
+            id(p) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) for p in m.parameters()
+        }
+        parameters = list(self.model.parameters())
+        matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embedded]
+        rest = [p for p in parameters if p.ndim != 2 or id(p) in embedded]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=recipe.learning_rate),
+            torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.drop = growing_drop(recipe.layer_drop, len(self.anatomy.layers))
+        self.step, self.spent_s = 0, 0.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's state is kept."""
+        return self.out / "checkpoint.pt"
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        if self.recipe.steps:
+            return self.step / self.recipe.steps
+        return self.spent_s / (self.recipe.minutes * 60)
+
+    def save(self) -> None:
+        """Replace the checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "step": self.step,
+            "spent_s": self.spent_s,
+            "template_seed": self.windows.template_seed,
+            "recipe": asdict(self.recipe),
+            "base": self.subject.base,
+            "command": self.subject.command,
+        }
+        with replacing(self.checkpoint) as aside:
+            torch.save(state, aside)
+
+    def load(self) -> None:
+        """Continue from the checkpoint."""
+        saved = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self.step, self.spent_s, self.windows.template_seed = saved["step"], saved["spent_s"], saved["template_seed"]
+
+    def exit_loss(self, state: torch.Tensor, target: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Loss of one exit: against the text, the last layer, or a mix; ``teacher``: its log-probabilities."""
+        early = self.anatomy.tail(state).float().flatten(0, 1)
+        share = self.recipe.distil
+        loss = torch.zeros((), device=early.device)
+        if share < 1:
+            loss = loss + (1 - share) * F.cross_entropy(early, target)
+        if share > 0:
+            divergence = F.kl_div(early.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
+            loss = loss + share * divergence
+        return loss
+
+    def backward(self) -> float:
+        """Gradients of one batch; returns the last layer's cross-entropy (nats)."""
+        x = self.windows.batch()
+        dropped = frozenset(i for i, p in enumerate(self.drop) if self.windows.rng.random() < p)
+        states = training_states(self.anatomy, x[:, :-1].contiguous(), dropped)
+        target = x[:, 1:].reshape(-1)
+        full = self.anatomy.tail(states[-1]).float().flatten(0, 1)
+        final = loss = F.cross_entropy(full, target)
+        exits = len(states) - 1
+        if self.recipe.exit_weight > 0:
+            teacher = full.detach().log_softmax(-1)
+            for shift in {0, exits // 2}:
+                state = states[(self.step + shift) % exits]
+                loss = loss + self.recipe.exit_weight * self.exit_loss(state, target, teacher)
+        loss.backward()
+        return float(final.detach())
+
+    def advance(self) -> float:
+        """One optimiser step; returns the last layer's cross-entropy (nats)."""
+        recipe, progress = self.recipe, self.progress
+        rate = recipe.learning_rate * min(1.0, (self.step + 1) / recipe.warmup) * min(1.0, max(0.02, 2 * (1 - progress)))
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        with quantised(self.model) if progress >= recipe.quantised_from else nullcontext():
+            value = self.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        return value
+
+    def run(self) -> None:
+        """Train to the end of the recipe, with a bar, a log line every few steps and a checkpoint every few minutes."""
+        recipe, tokens_per_step = self.recipe, self.recipe.batch * self.recipe.context
+        total = recipe.steps or round(recipe.minutes * 60)
+        began, last_save, average = time.monotonic() - self.spent_s, time.monotonic(), math.nan
+        bar = tqdm(
+            total=total,
+            initial=min(total, self.step if recipe.steps else round(self.spent_s)),
+            unit="step" if recipe.steps else "s",
+            desc="pretrain",
+            file=sys.stderr,
+        )
+        self.model.train()
+        with bar, (self.out / "log.jsonl").open("a") as log:
+            while self.progress < 1:
+                value = self.advance()
+                self.spent_s = time.monotonic() - began
+                average = value if math.isnan(average) else 0.97 * average + 0.03 * value
+                bar.update(min(total, self.step if recipe.steps else round(self.spent_s)) - bar.n)
+                if self.step % _LOG_EVERY == 0:
+                    tokens = self.step * tokens_per_step
+                    entry = {"step": self.step, "spent_s": round(self.spent_s), "tokens": tokens, "loss": round(average, 4)}
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                    bar.set_postfix(loss=f"{average:.3f}", tokens=f"{tokens / 1e6:.1f}M")
+                if time.monotonic() - last_save > _SAVE_EVERY_S:
+                    self.save()
+                    last_save = time.monotonic()
+        self.save()
+        self.model.eval()
+
+
+def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False, init: str = "", command: str = "") -> dict[str, Any]:
+    """Train; leaves ``checkpoint.pt``, ``log.jsonl``, ``report.json`` and a new model's ``tokenizer.json`` in ``out``.
 
     Args:
         text: Folder of training text, see ``clone_rl.llm.corpus``.
         out: Folder to create; ``checkpoint.pt`` is replaced every few minutes.
-        recipe: What to train.
+        recipe: What to train; its sizes are those of the model where one is continued.
         resume: Continue from ``out/checkpoint.pt``.
+        init: Model to continue: ``"default"``, the folder of an earlier run, or that of any model; empty for a new one.
+
+        command: What the user ran, for the model's card.
 
     Returns:
         Steps, tokens, parameters and the validation loss of every exit with exact and with quantised weights.
 
     Raises:
         BadFileError: No usable text, ``out`` already holds a run, or nothing to resume.
+        CloneRLError: ``init`` is no model that can be trained.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -215,97 +357,20 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False) -> dic
         raise BadFileError(f"no checkpoint in {out}", "start without --resume")
     train_documents, validation_documents = read_corpus(text)
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "tokenizer.json").exists():
-        sample = [make_prompt(kind, seed) for kind in KINDS for seed in range(2000)]
-        fitted = train_tokenizer(train_documents + [p.text + p.answer for p in sample], recipe.vocab_size)
-        fitted.save(str(out / "tokenizer.json"))
-    tokenizer = load_tokenizer(out / "tokenizer.json")
-    windows = _Windows(recipe, tokenizer, _encode(tokenizer, train_documents))
-    validation = _encode(tokenizer, validation_documents)
-
-    model = build_model(recipe)
-    named = list(model.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in named if p.ndim != 2 or "embed" in n]
-    optimisers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=recipe.learning_rate),
-        torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    step, spent_s = 0, 0.0
+    subject = _continued(init, out) if init else _new(out, recipe, train_documents)
+    subject.command = command
+    run = Pretraining(out, recipe, subject, stream(subject.encode, train_documents, subject.start))
     if resume:
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        step, spent_s, windows.template_seed = saved["step"], saved["spent_s"], saved["template_seed"]
-
-    def exit_loss(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model.lm_head(model.model.norm(state)).float().view(-1, recipe.vocab_size), target)
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimisers": [o.state_dict() for o in optimisers],
-            "step": step,
-            "spent_s": spent_s,
-            "template_seed": windows.template_seed,
-            "recipe": asdict(recipe),
-        }
-        with replacing(checkpoint) as aside:
-            torch.save(state, aside)
-
-    def train_step(progress: float) -> float:
-        rate = recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * min(1.0, max(0.02, 2 * (1 - progress)))
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-        x = windows.batch()
-        depth = recipe.layers - 1
-        growth = [recipe.layer_drop * (math.exp(i * math.log(2) / depth) - 1) for i in range(recipe.layers)]
-        dropped = frozenset(i for i, p in enumerate(growth) if windows.rng.random() < p)
-        states = training_states(model, x[:, :-1].contiguous(), dropped)
-        target = x[:, 1:].reshape(-1)
-        final = exit_loss(states[-1], target)
-        exits = [exit_loss(states[(step + shift) % depth], target) for shift in (0, depth // 2)]
-        (final + recipe.exit_weight * (exits[0] + exits[1])).backward()
-        return float(final.detach())
-
-    tokens_per_step = recipe.batch * recipe.context
-    budget_s, began, last_save, average = recipe.minutes * 60, time.monotonic() - spent_s, time.monotonic(), math.nan
-    bar = tqdm(total=round(budget_s), initial=round(spent_s), unit="s", desc="pretrain", file=sys.stderr)
-    with (out / "log.jsonl").open("a") as log:
-        while (spent_s := time.monotonic() - began) < budget_s:
-            progress = spent_s / budget_s
-            if progress >= recipe.quantised_from:
-                with _quantised(model):
-                    value = train_step(progress)
-            else:
-                value = train_step(progress)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
-            step += 1
-            average = value if math.isnan(average) else 0.97 * average + 0.03 * value
-            bar.update(round(spent_s) - bar.n)
-            if step % 20 == 0:
-                entry = {"step": step, "spent_s": round(spent_s), "tokens": step * tokens_per_step, "loss": round(average, 4)}
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-                bar.set_postfix(loss=f"{average:.3f}", tokens=f"{step * tokens_per_step / 1e6:.1f}M")
-            if time.monotonic() - last_save > 240:
-                save()
-                last_save = time.monotonic()
-    bar.close()
-    save()
-    model.eval()
+        run.load()
+    run.run()
+    validation = stream(subject.encode, validation_documents, subject.start)
     report: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": step,
-        "tokens": step * tokens_per_step,
-        "validation_loss": exit_losses(model, validation, recipe.context, 80),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "steps": run.step,
+        "tokens": run.step * recipe.batch * recipe.context,
+        "validation_loss": exit_losses(run.anatomy, validation, recipe.context),
     }
-    with _quantised(model):
-        report["validation_loss_quantised"] = exit_losses(model, validation, recipe.context, 80)
+    with quantised(run.model):
+        report["validation_loss_quantised"] = exit_losses(run.anatomy, validation, recipe.context)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report

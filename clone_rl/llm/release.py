@@ -4,55 +4,74 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from clone_rl.errors import BadFileError
-from clone_rl.llm.corpus import read_corpus
-from clone_rl.llm.exits import exit_statistics
-from clone_rl.llm.model import hidden_states
-from clone_rl.llm.pretrain import Recipe, build_model
-from clone_rl.llm.probe import auc, calibration_error, fit_probe
-from clone_rl.llm.prompts import KINDS, make_prompt, reserved_texts
-from clone_rl.llm.quantise import pack, unpack
-from clone_rl.llm.tokenizer import END_ID, load_tokenizer
+from clone_rl.llm.anatomy import Anatomy
+from clone_rl.llm.fitting import fit_and_judge
+from clone_rl.llm.model import EMBEDDED, load_model
+from clone_rl.llm.model_card import model_card
+from clone_rl.llm.pretrain import STORED, Subject, subject_of
+from clone_rl.llm.quantise import pack, quantise_model, unpack
+from clone_rl.llm.recipe import Recipe
+from clone_rl.llm.report import exact_match
+from clone_rl.llm.samples import Encoding, read_samples
 
-_PROSE_TOKENS, _PROSE_FROM = 192, 32  # window, and first position whose exits are used
-_FIT_SEED, _CHECK_SEED = 5_000_000_000, 6_000_000_000  # prompts for fitting and for checking the probe, apart from all others
-
-
-def _samples(tokenizer: Tokenizer, documents: list[str], windows: int, prompts: int, seed: int) -> list[tuple[list[int], int]]:
-    """Token sequences and the first position whose prediction counts."""
-    samples = []
-    stride = max(1, len(documents) // windows)
-    for document in documents[::stride][:windows]:
-        samples.append(([END_ID, *tokenizer.encode(document).ids][:_PROSE_TOKENS], _PROSE_FROM))
-    reserved = reserved_texts()
-    for number in range(prompts):
-        prompt = make_prompt(KINDS[1 + number % 3], seed + number)
-        if prompt.text not in reserved:
-            head = [END_ID, *tokenizer.encode(prompt.text).ids]
-            samples.append(([*head, *tokenizer.encode(prompt.answer).ids, END_ID], len(head) - 1))
-    return [(ids, start) for ids, start in samples if len(ids) > start + 1]
+_CURVE_POINTS = 24
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
-def _collect(model: Any, samples: list[tuple[list[int], int]], label: str) -> dict[str, torch.Tensor]:
-    hidden, columns = [], []
-    for ids, start in tqdm(samples, desc=label, unit="doc", file=sys.stderr):
-        states = hidden_states(model, torch.tensor([ids]))[:, start:-1]
-        columns.append(exit_statistics(model, states, torch.tensor(ids[start + 1 :])))
-        hidden.append(states[:-1].half())
-    names = ("agree", "kl", "dnll", "nll")
-    return {"hidden": torch.cat(hidden, 1), **{n: torch.cat([getattr(c, n) for c in columns], -1) for n in names}}
+def _stage(run: Path, saved: dict[str, Any], command: str) -> dict[str, Any]:
+    """What one run did."""
+    recipe = Recipe(**saved["recipe"])
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = rows[:: max(1, len(rows) // _CURVE_POINTS)]
+    return {
+        "command": command,
+        "recipe": saved["recipe"],
+        "steps": saved["step"],
+        "tokens": saved["step"] * recipe.batch * recipe.context,
+        "minutes": round(saved["spent_s"] / 60, 1),
+        "curve": [[row["tokens"], row["loss"]] for row in kept],
+    }
 
 
-def release(run: Path, text: Path, out: Path, command: str) -> dict[str, Any]:
+def _earlier(base: str) -> list[dict[str, Any]]:
+    """Stages that the model went through before."""
+    if not base:
+        return []
+    run = Path(base)
+    if (run / "checkpoint.pt").exists():
+        saved = torch.load(run / "checkpoint.pt", weights_only=True)
+        return [*_earlier(saved.get("base", "")), _stage(run, saved, saved.get("command", ""))]
+    return list(load_model(base).card.get("stages", [])) if base == EMBEDDED or run.is_dir() else []
+
+
+def _write_model(subject: Subject, run: Path, folder: Path) -> None:
+    """Weights, configuration and tokeniser; ``subject.model`` is left with the weights that the chip stores."""
+    model = subject.model
+    if subject.packed:
+        packed = pack({name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"})
+        save_file(packed, folder / "model.safetensors")
+        model.load_state_dict(unpack(packed), strict=False)
+        model.tie_weights()
+        config = model.config.to_dict()
+        kept = {key: value for key, value in config.items() if value is not None and not key.startswith(("_", "transformers"))}
+        (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(run / "tokenizer.json", folder / "tokenizer.json")
+        return
+    model.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        if (Path(subject.base) / name).is_file():
+            shutil.copyfile(Path(subject.base) / name, folder / name)
+    quantise_model(model, STORED)
+
+
+def release(run: Path, text: Path, out: Path, command: str, tokens: int = 200_000) -> dict[str, Any]:
     """Write a model folder from a pretraining run.
 
     Args:
@@ -60,9 +79,11 @@ def release(run: Path, text: Path, out: Path, command: str) -> dict[str, Any]:
         text: The training text again, for the probe and for held-out figures.
         out: Folder to create.
         command: What the user ran, for the card.
+        tokens: Positions to fit, calibrate and judge the probe on.
 
     Returns:
-        The card: sizes, steps, held-out loss of every exit, AUC and calibration error of the probe by exit.
+        The card: how the model was trained, held-out loss of every exit, quality and depth (``quality.quality_report``),
+        exact answers by task.
 
     Raises:
         BadFileError: ``out`` exists, or ``run`` has no checkpoint.
@@ -72,57 +93,46 @@ def release(run: Path, text: Path, out: Path, command: str) -> dict[str, Any]:
     if not (run / "checkpoint.pt").exists():
         raise BadFileError(f"no checkpoint in {run}", "run clone-rl pretrain first")
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    recipe = Recipe(**saved["recipe"])
-    model = build_model(recipe)
-    weights = {name: tensor for name, tensor in saved["model"].items() if name != "lm_head.weight"}
-    packed = pack(weights)
-    model.load_state_dict(unpack(packed), strict=False)
-    model.tie_weights()
-    model.eval()
-    tokenizer = load_tokenizer(run / "tokenizer.json")
-
-    train, held = read_corpus(text)
-    fit = _collect(model, _samples(tokenizer, train, 250, 900, _FIT_SEED), "probe: train")
-    probe = fit_probe(fit["hidden"], fit["agree"], fit["kl"])
-    check = _collect(model, _samples(tokenizer, held, 120, 450, _CHECK_SEED), "probe: check")
-    exits = []
-    for layer in range(1, recipe.layers):
-        signal = probe.signals(check["hidden"][layer - 1].float(), layer)
-        agree = check["agree"][layer - 1]
-        exits.append(
-            {
-                "layer": layer,
-                "agreement": round(float(agree.mean()), 4),
-                "kl": round(float(check["kl"][layer - 1].mean()), 4),
-                "dnll": round(float(check["dnll"][layer - 1].mean()), 4),
-                "probe_auc": round(auc(signal[:, 0], agree), 4),
-                "probe_calibration_error": round(calibration_error(signal[:, 0], agree), 4),
-                "probe_kl_mean": round(float(signal[:, 1].mean()), 4),
-            }
-        )
-    report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
-    card = {
-        "command": command,
-        "recipe": saved["recipe"],
-        "steps": saved["step"],
-        "tokens": saved["step"] * recipe.batch * recipe.context,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "validation_loss": report.get("validation_loss"),
-        "validation_loss_quantised": report.get("validation_loss_quantised"),
-        "exits_held_out": exits,
-        "held_out_tokens": int(check["nll"].shape[0]),
-        "held_out_nll": round(float(check["nll"].mean()), 4),
-        "weights": "INT4 in groups of 64 (decoder), INT8 per row (tied embedding and head)",
-    }
+    subject = subject_of(run, saved)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(packed, aside / "model.safetensors")
-    probe.save(aside / "probe.safetensors")
-    config = model.config.to_dict()
-    kept = {key: value for key, value in config.items() if value is not None and not key.startswith(("_", "transformers"))}
-    (aside / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(run / "tokenizer.json", aside / "tokenizer.json")
-    (aside / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    aside.rename(out)
+    try:
+        _write_model(subject, run, aside)
+        anatomy = Anatomy(subject.model.eval())
+        encoding = Encoding(lambda one: next(iter(subject.encode([one]))), (subject.start,), (subject.end,), anatomy.context)
+        probe, quality = fit_and_judge(anatomy, read_samples(encoding, text, tokens))
+        probe.save(aside / "probe.safetensors")
+        report = json.loads((run / "report.json").read_text(encoding="utf-8")) if (run / "report.json").exists() else {}
+        stages = [*_earlier(saved.get("base", "")), _stage(run, saved, command)]
+        card: dict[str, Any] = {
+            "command": command,
+            "stages": stages,
+            "tokens": sum(stage["tokens"] for stage in stages),
+            "parameters": sum(p.numel() for p in subject.model.parameters()),
+            "weights": "INT4 in groups of 64 (decoder), INT8 per row (tied embedding and head)",
+            "validation_loss": report.get("validation_loss"),
+            "validation_loss_quantised": report.get("validation_loss_quantised"),
+            "probe_dots": probe.dots,
+            "quality": quality,
+            "exact_match": exact_match(anatomy, encoding),
+        }
+        name = "card.json" if subject.packed else "pretrain.json"
+        card = rounded(card)
+        (aside / name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        (aside / "MODEL_CARD.md").write_text(model_card(card, out.name), encoding="utf-8")
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return card
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """Plain data with floats of a few significant digits, and without what JSON does not know."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None
+    return value
