@@ -1,4 +1,4 @@
-"""What the README and the page on the emulator show runs."""
+"""What the README and the pages beside it show runs."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from clone_rl.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (README, ROOT / "docs" / "emulator.md")}
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (README, *(ROOT / "docs" / name for name in ("emulator.md", "llm.md")))}
 BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.S)]
 CHIP_LINES = sorted(
     {line.split("#")[0].strip() for page in PAGES.values() for line in re.findall(r"^clone-rl chip .*$", page, re.M)}
@@ -36,7 +36,7 @@ def test_chip_commands_run(line, tmp_path, monkeypatch, capsys):
 def test_the_readme_has_the_three_jobs_and_names_only_files_that_exist():
     text = PAGES[README.name]
     assert all(f"### {number}. " in text for number in (1, 2, 3))
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
     for path in re.findall(r"`(clone_rl/[\w./-]+)`", text) + re.findall(r"\]\((docs/[\w.]+)\)", text):
         if not path.startswith(("clone_rl/LayerControl", "clone_rl/TokenControl")):
             assert (ROOT / path).exists(), path

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.agents.limits import Limits
-from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
-
-
-class TrainingStoppedError(CloneRLError):
-    """Stopped by the user, with what is left and how to go on."""
-
-    kind = "interrupted"
+from clone_rl.errors import BadFileError, StoppedError, UnknownNameError
 
 
 def _control(options: argparse.Namespace, split: str = "train") -> Any:
@@ -33,7 +27,7 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
     """Train in a run folder; leaves ``policy.safetensors`` and its card there.
 
     Raises:
-        TrainingStoppedError: Ctrl-C; the last checkpoint is kept.
+        StoppedError: Ctrl-C; the last checkpoint is kept.
     """
     from clone_rl.agents.ppo import Training
     from clone_rl.cli.run_folder import command_line
@@ -47,10 +41,10 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
         training.learn()
     except KeyboardInterrupt:
         if (folder / "checkpoint.pt").exists():
-            raise TrainingStoppedError(
+            raise StoppedError(
                 f"training stopped; the last checkpoint is in {folder}", f"continue with: clone-rl train --resume {folder}"
             ) from None
-        raise TrainingStoppedError(
+        raise StoppedError(
             "training stopped before its first checkpoint", f"remove {folder} and start again"
         ) from None
     policy = replace(training.best(), name=folder.name)
@@ -112,30 +106,6 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.json:
         print(table(result.summary))
     return result.as_json()
-
-
-def record(options: argparse.Namespace) -> dict[str, Any]:
-    """``clone-rl record``."""
-    from clone_rl.cli.prompt_file import read_prompts
-    from clone_rl.cli.run_folder import check_output
-    from clone_rl.envs.trace import SPLITS
-    from clone_rl.llm.model import load_model
-    from clone_rl.llm.prompts import make_prompts
-    from clone_rl.llm.record import record as run
-
-    out = check_output(Path(options.out))
-    if options.prompt_file:
-        chosen = [(prompt.split or options.split, prompt) for prompt in read_prompts(Path(options.prompt_file))]
-    else:
-        counts = {split: getattr(options, split) for split in SPLITS}
-        chosen = [(split, p) for split, n in counts.items() if n for p in make_prompts(split, n)]
-    traces = run(load_model(options.model), chosen, options.max_new_tokens)
-    traces.save(out)
-    tokens = int(traces.offset[-1])
-    agreement = [round(float(a), 4) for a in traces.agree.mean(0)]
-    if not options.json:
-        print(f"{len(chosen)} requests, {tokens} tokens in {out}\nagreement with full depth by exit: {agreement}")
-    return {"out": str(out), "requests": len(chosen), "tokens": tokens, "agreement": agreement, "card": traces.card}
 
 
 def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tuple[Any, Any]:
@@ -215,26 +185,3 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         session.close()
     return {"generations": results}
-
-
-def pretrain(options: argparse.Namespace) -> dict[str, Any]:
-    """``clone-rl pretrain``."""
-    from clone_rl.cli.options import from_options
-    from clone_rl.cli.run_folder import command_line
-    from clone_rl.llm.pretrain import Recipe
-    from clone_rl.llm.pretrain import pretrain as run
-    from clone_rl.llm.release import release
-
-    out, work = Path(options.out), Path(f"{options.out}.training")
-    if out.exists():
-        raise BadFileError(f"{out} exists", "choose another folder or remove it")
-    recipe = from_options(Recipe, options)
-    if recipe.minutes <= 0:
-        raise BadValueError(f"minutes is {recipe.minutes}", "more than 0")
-    try:
-        run(Path(options.text), work, recipe, options.resume)
-    except KeyboardInterrupt:
-        raise TrainingStoppedError(
-            f"training stopped; checkpoints are in {work}", "repeat the command with --resume"
-        ) from None
-    return release(work, Path(options.text), out, command_line())

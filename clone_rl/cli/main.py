@@ -51,7 +51,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli import bench, chip, commands
+    from clone_rl.cli import bench, chip, commands, pretrain, probe, trace
     from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
@@ -114,30 +114,9 @@ def _build() -> argparse.ArgumentParser:
         "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
     )
 
-    record = command("record", "Record traces of a model: what each exit of each token shows and would emit.", commands.record)
-    record.add_argument("--out", required=True, help="folder to create")
-    record.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
-    record.add_argument(
-        "--prompt-file",
-        default="",
-        help="record these prompts instead of the shipped ones (JSONL may give 'answer' and 'split')",
-    )
-    record.add_argument("--split", default="test", help="split that the prompts of --prompt-file belong to (default: 'test')")
-    for split, count in (("train", 100), ("validation", 25), ("test", 50)):
-        record.add_argument(
-            f"--{split}", type=int, default=count, help=f"shipped {split} prompts of each kind (default: {count})"
-        )
-    record.add_argument("--max-new-tokens", type=int, default=80, help="longest sampled response, tokens (default: 80)")
-
-    pretrain = command("pretrain", "Train a small early-exit language model on a folder of text.", commands.pretrain)
-    pretrain.add_argument("--text", required=True, help="folder with .txt, .md and question/answer .jsonl files")
-    pretrain.add_argument("--out", required=True, help="model folder to create; training state goes to OUT.training")
-    pretrain.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    if _wants("pretrain"):
-        from clone_rl.llm.pretrain import Recipe
-
-        add_fields(pretrain, Recipe)
-
+    trace.add(subcommands)
+    probe.add(subcommands)
+    pretrain.add(subcommands)
     chip.add(subcommands)
     bench.add(subcommands)
     return parser
