@@ -3,14 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OLDEST := build/transformers-4.57
+COMPAT := $(wildcard tests/llm/test_llm_stepper.py tests/llm/test_llm_families.py tests/llm/test_llm_generation.py \
+	tests/llm/test_llm_exits.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
+	clone_rl/llm/generation.py
 
-.PHONY: demo test lint format types floors unit notebooks wheel clean help
+.PHONY: demo test lint format types floors unit compat notebooks wheel clean help
 
 help:
 	@echo "make demo       train, evaluate and generate with what ships in the package"
 	@echo "make test       everything that CI runs"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make unit       tests and doctests only"
+	@echo "make compat     tests of language models with the oldest supported transformers"
 	@echo "make clean      remove the environment and all caches"
 
 $(READY): pyproject.toml constraints.txt
@@ -23,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/clone-rl demo
 
-test: lint types floors unit notebooks wheel
+test: lint types floors unit compat notebooks wheel
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,6 +46,16 @@ floors: $(READY)
 
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+$(OLDEST)/.ready: constraints-4.57.txt $(READY)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(OLDEST) -r constraints-4.57.txt
+	touch $@
+
+# The oldest supported transformers, in front of the environment's own, so that torch is installed once.
+compat: $(OLDEST)/.ready
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c "import transformers as t; assert t.__version__.startswith('4.57.'), t.__version__"
+	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider -m "not slow" $(COMPAT)
 
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py

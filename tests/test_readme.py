@@ -10,7 +10,8 @@ from clone_rl.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (README, *(ROOT / "docs" / name for name in ("emulator.md", "llm.md")))}
+SHOWN = (README, ROOT / "docs" / "emulator.md", ROOT / "docs" / "llm.md")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in SHOWN}
 BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.S)]
 CHIP_LINES = sorted(
     {line.split("#")[0].strip() for page in PAGES.values() for line in re.findall(r"^clone-rl chip .*$", page, re.M)}

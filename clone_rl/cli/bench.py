@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.cli.bench_llm import bench_llm
 from clone_rl.cli.options import add_command
 from clone_rl.cli.text import aligned
 from clone_rl.errors import BadValueError, CloneRLError
@@ -94,7 +95,7 @@ class PeerError(CloneRLError):
 
 def add(commands: Any) -> None:
     """The parsers of ``clone-rl bench``."""
-    text = "Measure speed: emulator."
+    text = "Measure speed: emulator, llm."
     benches = commands.add_parser("bench", help=text, description=text)
     subjects = benches.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     emulator = add_command(
@@ -107,6 +108,13 @@ def add(commands: Any) -> None:
     emulator.add_argument(
         "--seconds", type=float, default=1.0, help="CPU seconds of each measurement of this package (default: 1.0)"
     )
+    llm = add_command(
+        subjects,
+        "llm",
+        "CPU time per token of the stepper, with and without exits, beside the model's own generate.",
+        bench_llm,
+    )
+    llm.add_argument("--seconds", type=float, default=5.0, help="CPU seconds for each family (default: 5.0)")
 
 
 def machine() -> dict[str, Any]:

@@ -44,9 +44,7 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
             raise StoppedError(
                 f"training stopped; the last checkpoint is in {folder}", f"continue with: clone-rl train --resume {folder}"
             ) from None
-        raise StoppedError(
-            "training stopped before its first checkpoint", f"remove {folder} and start again"
-        ) from None
+        raise StoppedError("training stopped before its first checkpoint", f"remove {folder} and start again") from None
     policy = replace(training.best(), name=folder.name)
     policy.card["name"] = folder.name
     policy.card["decisions_trained"] = int(training.model.num_timesteps)

@@ -24,7 +24,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--text", required=True, help="folder with .txt, .md and question/answer .jsonl files")
     parser.add_argument("--out", default="", help="model folder to create; training state goes to OUT.training")
     parser.add_argument(
-        "--init", default="", metavar="PATH", help="continue this model: a model folder, 'default', or a MODEL.training folder (default: a new model)"
+        "--init",
+        default="",
+        metavar="PATH",
+        help="continue this model: a model folder, 'default', or a MODEL.training folder (default: a new model)",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--report", action="store_true", help="train nothing: measure --model on the held-out part of --text")

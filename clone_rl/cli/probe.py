@@ -12,6 +12,7 @@ from clone_rl.cli.text import aligned
 from clone_rl.errors import BadValueError
 
 _WAYS = ("static", "predicted_kl", "predicted_agreement", "true_kl", "oracle")
+_SIGNALS = ("predicted_kl", "predicted_agreement")
 _GOALS = {"dnll": "dNLL <= {:g} nats", "agreement": "agreement >= {:.0%}"}
 _WORTHWHILE = 0.05
 """Share of the layers that exits have to save to be worth talking about."""
@@ -86,9 +87,10 @@ def _output(options: argparse.Namespace) -> Path | None:
 def advice(report: dict[str, Any]) -> str:
     """What to expect of this model's exits, in a sentence."""
     layers = report["layers"]
-    depth = report["depth_at_quality"]["dnll"]["predicted_kl"]["depth"]
+    # Both limits count: an untrained model loses nothing by an exit, and agrees with nothing either.
+    depth = max(min(ways[way]["depth"] for way in _SIGNALS) for ways in report["depth_at_quality"].values())
     if 1 - depth >= _WORTHWHILE:
-        return f"tokens can leave after {depth:.0%} of the layers on average, at a loss of about 0.02 nats per token"
+        return f"tokens can leave after {depth:.0%} of the layers on average, within 0.02 nats per token and 98 % agreement"
     full = len(layers) + 1
     before = max(2, math.ceil(0.75 * full))
     best = max(row["agreement"] for row in layers[: before - 1])

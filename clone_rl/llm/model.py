@@ -131,23 +131,6 @@ class LanguageModel:
         return self.tokenizer.decode(ids)
 
 
-@torch.inference_mode()
-def hidden_states(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Residual stream after every decoder layer at full depth; ``ids`` (1, T), returns (L, T, hidden)."""
-    decoder = model.get_decoder()
-    states: list[torch.Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda _m, _a, out: states.append(out[0] if isinstance(out, tuple) else out))
-        for layer in decoder.layers
-    ]
-    try:
-        decoder(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat(states)
-
-
 def is_packed(folder: Path) -> bool:
     """Whether a folder is in the package's own format, complete or not: packed weights, or a card."""
     if (folder / "card.json").is_file():

@@ -107,7 +107,8 @@ class Stepper:
         """Let go of what the last token left behind; the model itself was given back after every call."""
         self._calls, self._first = [], None
 
-    def _recorder(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _recorder(self, *args: Any, **kwargs: Any) -> Any:
+        hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), args)
         if self._first is None:
             self._first = hidden
         self._calls.append((args, kwargs))

@@ -35,10 +35,10 @@ COMMON = [
     "gpt-oss",
     "opt",
 ]
-MIXED = [pytest.param(family, marks=() if family in COMMON else pytest.mark.slow) for family in CONFIGS]
+FAMILIES = [pytest.param(family, marks=() if family in COMMON else pytest.mark.slow) for family in CONFIGS]
 # Attention that biases a position by its place in the cache would shift where a place is left out.
 PLACED = {"falcon with alibi", "bloom", "mpt"}
-HALF = [
+IN_HALF_PRECISION = [
     "llama",
     "qwen2 with a tied head",
     "mistral with a sliding window",
@@ -105,7 +105,7 @@ def full_pass(stepper, ids, depths=None):
             each.remove()
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_without_exits_the_text_is_the_greedy_text_of_the_model(tiny, family):
     model = tiny(family)
     expected = greedy(model)
@@ -119,15 +119,15 @@ def test_without_exits_the_text_is_the_greedy_text_of_the_model(tiny, family):
     assert torch.equal(greedy(model, 4), expected[:, : PROMPT.shape[1] + 4])
 
 
-@pytest.mark.parametrize("family", HALF)
+@pytest.mark.parametrize("family", IN_HALF_PRECISION)
 def test_in_bfloat16_too(tiny, family):
     model = tiny(family).to(torch.bfloat16)
-    expected = greedy(model)
+    expected = greedy(model, EXITS)
     assert len(set(expected[0, PROMPT.shape[1] :].tolist())) >= 8
-    assert torch.equal(generate(model, PROMPT, max_new_tokens=LENGTH), expected)
+    assert torch.equal(generate(model, PROMPT, max_new_tokens=EXITS), expected)
 
 
-@pytest.mark.parametrize("family", MIXED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_propagated_keys_and_values_are_those_of_a_state_that_no_layer_changes_any_more(tiny, family):
     stepper, (rule, seen) = Stepper(tiny(family)), mixed(seed=1)
     out = generate(stepper, PROMPT, rule, "propagate", EXITS, return_dict_in_generate=True)
@@ -141,7 +141,7 @@ def test_propagated_keys_and_values_are_those_of_a_state_that_no_layer_changes_a
         assert same_state(states[depth - 1][0, position], hidden[0, 0])
 
 
-@pytest.mark.parametrize("family", MIXED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_exact_keys_and_values_leave_the_states_of_full_depth(tiny, family):
     stepper, (rule, seen) = Stepper(tiny(family)), mixed(seed=2)
     out = generate(stepper, PROMPT, rule, "exact", EXITS, return_dict_in_generate=True)

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import clone_rl.llm.model
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
-from clone_rl.llm.model import LanguageModel, hidden_states, load_model
+from clone_rl.llm.model import LanguageModel, load_model
 from clone_rl.llm.quantise import pack, unpack
 from clone_rl.llm.tokenizer import END_ID
 
@@ -184,7 +184,8 @@ def test_the_longest_prompt_leaves_room_for_one_token(lm):
 def test_hidden_states_are_the_residual_stream_after_each_layer(lm):
     ids = torch.tensor([lm.encode("Anna has 3 apples.")])
     before = [len(layer._forward_hooks) for layer in lm.model.model.layers]
-    states = hidden_states(lm.model, ids)
+    with torch.inference_mode():
+        states = torch.cat(lm.anatomy.states(ids))
     assert [len(layer._forward_hooks) for layer in lm.model.model.layers] == before
     with torch.inference_mode():
         out = lm.model(input_ids=ids, output_hidden_states=True)

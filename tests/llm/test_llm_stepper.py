@@ -23,7 +23,7 @@ FAMILIES = [
     "falcon with alibi",
 ]
 IDS = torch.arange(7, 27)[None]  # longer than every window
-LENGTH = 20
+LENGTH = 10
 
 
 def greedy(model, tokens=8):
@@ -221,6 +221,22 @@ def test_hooks_fire_while_planning_and_while_running(tiny):
         model.model.layers[1].register_forward_hook(lambda *_: seen.append(stepper.planning))
         advance(stepper, cache, 5, stepper.layers)
         assert seen == [True, False]
+
+
+def test_states_may_be_passed_by_name(tiny):
+    model = tiny("llama")
+    expected = greedy(model)
+    for layer in model.model.layers:
+        # As a decoder that calls its layers with keywords only.
+        call = layer.__class__.__call__
+        layer.__class__ = type("ByName", (layer.__class__,), {"__call__": by_name(call)})
+    stepper = Stepper(model)
+    cache = prefilled(stepper, IDS[:, :-1])
+    assert int(stepper.logits(advance(stepper, cache, int(IDS[0, -1]), 4)).argmax()) == expected[0]
+
+
+def by_name(call):
+    return lambda self, hidden, *args, **kwargs: call(self, *args, hidden_states=hidden, **kwargs)
 
 
 def test_two_steppers_work_on_one_model(tiny):
