@@ -77,10 +77,10 @@ def report(lm: LanguageModel, text: Path, tokens: int = 60_000, seed: int = 0) -
     documents = read_documents(text)
     held = [document for document in documents if held_out(document)] or documents
     encoding = encoding_of(lm)
+    samples = read_samples(encoding, text, tokens, seed)
     start = lm.start_ids[0] if lm.start_ids else min(lm.end_ids, default=0)
     context = min(_CONTEXT, lm.shape.context)
     losses = exit_losses(lm.anatomy, stream(lambda texts: map(lm.tokenizer.encode, texts), held, start), context)
-    samples = read_samples(encoding, text, tokens, seed)
     if lm.probe is None:
         _, quality = fit_and_judge(lm.anatomy, samples, seed)
     else:
