@@ -132,10 +132,15 @@ class Ledger:
         for layer in range(depth, self.layers):
             self.missing[layer] += 1
 
-    def head(self, point: int | None) -> None:
-        """The token was emitted."""
-        self.events.append(Event("HEAD", point))
+    def head(self, point: int | None, read: bool = False) -> None:
+        """The token was emitted; ``read`` tells that the head ran at this boundary already, to decide."""
+        if not read:
+            self.read_head(point)
         self._token += 1
+
+    def read_head(self, point: int | None) -> None:
+        """The head ran on a state, to see how sure it is."""
+        self.events.append(Event("HEAD", point))
 
     def probe(self, point: int | None) -> None:
         """The exit probe was read."""

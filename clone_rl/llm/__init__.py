@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clone_rl.errors import UnsupportedModelError as Unsupported
+    from clone_rl.llm.confidence import HeadConfidence
     from clone_rl.llm.generation import generate
     from clone_rl.llm.model import LanguageModel, load_model
     from clone_rl.llm.source import ModelSource
     from clone_rl.llm.stepper import Stepper
 
-__all__ = ["LanguageModel", "ModelSource", "Stepper", "Unsupported", "generate", "load_model"]
+__all__ = ["HeadConfidence", "LanguageModel", "ModelSource", "Stepper", "Unsupported", "generate", "load_model"]
 
 _HOMES = {
+    "HeadConfidence": "clone_rl.llm.confidence",
     "LanguageModel": "clone_rl.llm.model",
     "ModelSource": "clone_rl.llm.source",
     "Stepper": "clone_rl.llm.stepper",

@@ -19,6 +19,7 @@ Rule = Callable[[int, torch.Tensor], "bool | Decision"]
 """Asked at each layer boundary of each token after the first: layers run so far (0 to L - 1) and the state (1, 1, hidden).
 
 It answers whether to leave here, or a ``Decision`` of operating point and exit. An exit before layer 1 has run is not taken.
+A rule that reads the head counts that in an attribute ``reads`` (see ``HeadConfidence``), and every reading is charged.
 """
 
 GREEDY = Sampling(temperature=0.0)
@@ -188,8 +189,8 @@ class _Loop:
             self.ledger.layer(layer, self.point)
         return self.emit(logits, self.stepper.layers)
 
-    def emit(self, logits: torch.Tensor, depth: int) -> torch.Tensor:
-        self.ledger.head(self.point)
+    def emit(self, logits: torch.Tensor, depth: int, read: bool = False) -> torch.Tensor:
+        self.ledger.head(self.point, read)
         self.depths.append(depth)
         return logits
 
@@ -197,10 +198,15 @@ class _Loop:
         stepper = self.stepper
         hidden = stepper.plan(token, self.cache)
         for layer in range(stepper.layers):
-            if self.controller is not None and self.leaves(self.controller, layer, hidden):
+            reads = getattr(self.controller, "reads", 0)
+            leaves = self.controller is not None and self.leaves(self.controller, layer, hidden)
+            read = getattr(self.controller, "reads", 0) - reads
+            for _ in range(read):
+                self.ledger.read_head(self.point)
+            if leaves:
                 stepper.fill(self.cache, layer, hidden, self.kv)
                 self.ledger.leave(layer, self.point)
-                return self.emit(stepper.logits(hidden), layer)
+                return self.emit(stepper.logits(hidden), layer, bool(read))
             hidden = stepper.run(layer, hidden, self.cache)
             self.ledger.layer(layer, self.point)
         return self.emit(stepper.logits(hidden), stepper.layers)
