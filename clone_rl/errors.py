@@ -44,7 +44,9 @@ class UnknownNameError(CloneRLError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {what} {name!r}", f"{hint} {also}".strip())
+        super().__init__(
+            f"unknown {what} {name!r}", f"{hint}{', ' if also.startswith('or ') and not near else ' '}{also}".strip()
+        )
 
 
 class BadFileError(CloneRLError):

@@ -88,7 +88,7 @@ class Control:
 
 
 def load_control(
-    kind: str, scenario: str = "default", split: str = "train", groups: int = DEFAULT_GROUPS, **changes: Any
+    kind: str, scenario: str = "default", split: str = "train", groups: int | None = None, **changes: Any
 ) -> Control:
     """Load a scenario for an environment.
 
@@ -96,7 +96,8 @@ def load_control(
         kind: ``layer`` or ``token``.
         scenario: Name or path.
         split: Which documents are replayed.
-        groups: Layer groups of token control, 1 to 8 and at most the layers of the model.
+        groups: Layer groups of token control, 1 to 8 and at most the layers of the model; None takes ``DEFAULT_GROUPS``, or as
+            many as there are layers.
         **changes: Fields of ``Scenario`` to replace.
 
     Raises:
@@ -105,6 +106,7 @@ def load_control(
     loaded = load_scenario(scenario, **changes)
     traces = load_traces(loaded.traces)
     workload = traced_workload(traces)
+    groups = min(DEFAULT_GROUPS, workload.layers) if groups is None else groups
     if not 1 <= groups <= min(8, workload.layers):
         raise BadValueError(f"{groups} layer groups", f"1 to {min(8, workload.layers)}")
     emulator = build_emulator(loaded, workload, traces.probe_dots)

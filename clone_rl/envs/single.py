@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.control import DEFAULT_GROUPS, load_control
+from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import energy_j, may_exit
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.world import figures
@@ -27,7 +27,7 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
         self,
         scenario: str = "default",
         split: str = "train",
-        groups: int = DEFAULT_GROUPS,
+        groups: int | None = None,
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:

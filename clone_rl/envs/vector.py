@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from clone_rl.envs.control import DEFAULT_GROUPS, load_control
+from clone_rl.envs.control import load_control
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.single import _SEEDS
 from clone_rl.envs.world import figures
@@ -38,7 +38,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         render_mode: str | None = None,
         scenario: str = "default",
         split: str = "train",
-        groups: int = DEFAULT_GROUPS,
+        groups: int | None = None,
         **changes: Any,
     ) -> None:
         if num_envs < 1:

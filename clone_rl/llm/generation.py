@@ -158,6 +158,8 @@ def generate(
     """
     stepper = model if isinstance(model, Stepper) else Stepper(model)
     stepper.check_strategy(kv)
+    if controller is not None and not callable(controller):
+        raise BadValueError(f"controller {controller!r}", "a rule: a function of (layers run, hidden state), or None")
     ids = _checked(input_ids, attention_mask, max_new_tokens, stepper)
     ends = _end_ids(stepper.model) if end_ids is None else frozenset(end_ids)
     loop = _Loop(stepper, controller, kv, int(ids.shape[1]))

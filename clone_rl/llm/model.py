@@ -236,6 +236,8 @@ def _stamp(folder: Path) -> _Stamp:
 
 
 def _folder(name: str) -> Path:
+    if not isinstance(name, str | Path):
+        raise BadValueError(f"model {name!r}", "'default' or the path of a model folder")
     if name == EMBEDDED:
         return Path(str(resources.files("clone_rl.llm") / "embedded"))
     try:

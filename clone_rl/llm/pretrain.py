@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from clone_rl.errors import BadFileError
+from clone_rl.errors import BadFileError, CloneRLError
 from clone_rl.files import replacing
 from clone_rl.hw_emulator.precision import PRECISIONS
 from clone_rl.llm.anatomy import Anatomy, replaced
@@ -356,12 +356,23 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False, init: 
     if resume and not checkpoint.exists():
         raise BadFileError(f"no checkpoint in {out}", "start without --resume")
     train_documents, validation_documents = read_corpus(text)
+    fresh = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    subject = _continued(init, out) if init else _new(out, recipe, train_documents)
+    try:
+        if resume:
+            subject = subject_of(out, torch.load(checkpoint, weights_only=True))
+        else:
+            subject = _continued(init, out) if init else _new(out, recipe, train_documents)
+    except CloneRLError:
+        if fresh:
+            shutil.rmtree(out)
+        raise
     subject.command = command
     run = Pretraining(out, recipe, subject, stream(subject.encode, train_documents, subject.start))
     if resume:
         run.load()
+    else:
+        run.save()
     run.run()
     validation = stream(subject.encode, validation_documents, subject.start)
     report: dict[str, Any] = {

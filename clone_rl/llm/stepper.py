@@ -120,7 +120,18 @@ class Stepper:
 
     @torch.inference_mode()
     def prefill(self, ids: torch.Tensor, cache: StepCache) -> torch.Tensor:
-        """Run a whole prompt at full depth; ``ids`` (1, P), returns the last position's logits (vocabulary,)."""
+        """Run a whole prompt at full depth; ``ids`` (1, P), returns the last position's logits (vocabulary,).
+
+        Raises:
+            BadValueError: Not one sequence, or longer than the model's context.
+        """
+        if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
+            raise BadValueError(f"ids of shape {tuple(ids.shape)}", "one sequence at a time: (1, tokens)")
+        if cache.get_seq_length() + ids.shape[1] > self.anatomy.context:
+            raise BadValueError(
+                f"{cache.get_seq_length() + ids.shape[1]} tokens exceed the context of {self.anatomy.context}",
+                "shorten the prompt",
+            )
         return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last_only).logits[0, -1].float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
@@ -145,7 +156,12 @@ class Stepper:
             index: Which layer, from 0.
             hidden: (1, 1, hidden) its input.
             cache: The cache that the token was planned with.
+
+        Raises:
+            BadValueError: No token is planned, or no such layer.
         """
+        if not 0 <= index < len(self._calls):
+            raise BadValueError(f"layer {index} of {len(self._calls)} planned ones", "plan a token, then run layers from 0 on")
         args, kwargs = self._calls[index]
         if cache.ragged:
             args, kwargs = _trimmed(args, kwargs, cache.layers[index])
