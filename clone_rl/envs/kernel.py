@@ -109,7 +109,7 @@ RULES = np.dtype(
         ("delay", "i8"),
         ("probe", "i8"),
         ("policy", "i8"),
-        ("kv", "i8"),  # index into ``scenario.KV``
+        ("kv", "i8"),  # index into ``hw_emulator.ledger.KV``
         ("reference_j", "f8"),
         ("late", "f8"),
         ("disagree", "f8"),

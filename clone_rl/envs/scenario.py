@@ -9,13 +9,12 @@ from typing import Any
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.chip import load_chip
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.switching import mechanism
 from clone_rl.tables import load_toml, read_table, shipped
 
 GRANULARITIES = ("request", "phase", "token", "layer")
 DEADLINES = ("carry-over", "per-token")
-KV = ("propagate", "exact", "skip")
-"""What becomes of the keys and values of the layers that an exit skips; ``kernel`` says what each costs."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class TokenSource(Protocol):
 
     Attributes:
         layers: Decoder layers of the model.
-        kv: What it gives skipped layers as keys and values, one of ``clone_rl.envs.scenario.KV``.
+        kv: What it gives skipped layers as keys and values, one of ``clone_rl.hw_emulator.ledger.KV``.
         probe_dots: Dot products with the residual that its exit probe takes at a boundary.
         ended: Whether the token emitted last was the end of the response.
     """

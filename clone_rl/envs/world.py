@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.envs.kernel import ENERGY_TERMS, MAX_LAYERS, OBSERVATION, PROPAGATE, RULES, World
-from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, KV, Scenario
+from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, Scenario
 from clone_rl.envs.signals import EXTRA_SIGNALS, Signals
 from clone_rl.envs.trace import HIDDEN, SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import load_chip
 from clone_rl.hw_emulator.emulator import HEAD, POLICY, PROBE, Emulator
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import Workload
 
 REFERENCE_CONTEXT = 64.0

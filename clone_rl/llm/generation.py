@@ -132,7 +132,7 @@ def generate(
         model: A ``transformers`` causal language model, a ``LanguageModel``, or a ``Stepper`` (which saves the self-test).
         input_ids: (1, P) or (P,) tokens of the prompt, which runs at full depth.
         controller: The exit rule; None never leaves early.
-        kv: What skipped layers get as keys and values, one of ``clone_rl.llm.stepper.KV``.
+        kv: What skipped layers get as keys and values, one of ``clone_rl.hw_emulator.ledger.KV``.
         max_new_tokens: Longest response.
         sampling: How tokens are chosen; greedy unless told.
         seed: Of the sampling.

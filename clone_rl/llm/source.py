@@ -28,7 +28,7 @@ class ModelSource:
     Args:
         lm: The model, with its probe.
         documents: What to answer.
-        kv: What skipped layers get as keys and values, one of ``clone_rl.llm.stepper.KV``.
+        kv: What skipped layers get as keys and values, one of ``clone_rl.hw_emulator.ledger.KV``.
         max_new_tokens: Longest response of a prompt that stands alone.
         sampling: How its tokens are chosen.
         expected_tokens: Predicted length of a response, by kind of document; without one, the longest that it may become.

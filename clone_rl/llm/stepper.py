@@ -18,11 +18,8 @@ import torch
 from transformers import DynamicCache
 
 from clone_rl.errors import BadValueError, UnknownNameError, UnsupportedModelError
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.anatomy import Anatomy, first_tensor, replaced, same_logits
-
-KV = ("propagate", "exact", "skip")
-"""What the layers that an exit skips get as keys and values: projections of the exit state (CALM), their true values
-(computed at once here, charged as deferred recomputation), or nothing."""
 
 _PROOF = (4, 2)  # tokens of the self-test: prefilled, stepped
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import ENERGY_TERMS, MAX_LAYERS, energy_j, need_s
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import KV, load_scenario
+from clone_rl.envs.scenario import load_scenario
 from clone_rl.envs.trace import blank_trace
 from clone_rl.envs.world import build_emulator, build_world
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import LAYER
+from clone_rl.hw_emulator.ledger import KV
 
 TOP, EXIT = 7, 8
 CHIPS = ["asic28-sram", "asic28-lpddr4", "orin-agx"]

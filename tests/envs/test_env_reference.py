@@ -8,8 +8,9 @@ import reference
 from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import KV, Interference, Weights
+from clone_rl.envs.scenario import Interference, Weights
 from clone_rl.envs.world import figures
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import stored_workload
 
 SETTINGS = {

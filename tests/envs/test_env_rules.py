@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from clone_rl.envs.control import load_control
 from clone_rl.envs.kernel import ENERGY_TERMS, OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import KV, Interference
+from clone_rl.envs.scenario import Interference
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.envs.world import figures
+from clone_rl.hw_emulator.ledger import KV
 
 TOP, EXIT = 7, 8
 

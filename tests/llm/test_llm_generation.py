@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from clone_rl.agents.controller import Decision
 from clone_rl.errors import BadValueError, UnknownNameError
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.generation import generate
 from clone_rl.llm.sampling import Sampling
-from clone_rl.llm.stepper import KV, Stepper
+from clone_rl.llm.stepper import Stepper
 
 pytest_plugins = ["llm_models"]
 

@@ -9,10 +9,11 @@ import torch
 from clone_rl.agents.baselines import Fixed, Pace
 from clone_rl.envs.kernel import OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import KV, Interference, load_scenario
+from clone_rl.envs.scenario import Interference, load_scenario
 from clone_rl.envs.trace import blank_trace
 from clone_rl.envs.world import build_world, figures
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.exits import exit_statistics
 from clone_rl.llm.live import LiveSession
 from clone_rl.llm.sampling import Sampling

@@ -8,9 +8,9 @@ from gymnasium.utils.env_checker import check_env
 from clone_rl.agents.policy import load_policy
 from clone_rl.envs.control import load_control
 from clone_rl.envs.live import LiveLayerControlEnv
-from clone_rl.envs.scenario import KV
 from clone_rl.envs.trace import SPLITS
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.documents import Document, Responses, documents
 from clone_rl.llm.prompts import make_prompt
 from clone_rl.llm.record import record
