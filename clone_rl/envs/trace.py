@@ -43,7 +43,8 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "margin": ("<f4", 2),
     "entropy": ("<f4", 2),
 }
-_PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
+PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
+"""Columns with a row for every token, stored in half precision."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class TraceSet:
         for name, known in (("kind", len(self.kinds)), ("split", len(SPLITS))):
             if not ((getattr(self, name) >= 0) & (getattr(self, name) < known)).all():
                 raise BadFileError(f"{self.source}: column {name!r} names something that does not exist")
-        if not all(np.isfinite(getattr(self, name)).all() for name in _PER_TOKEN):
+        if not all(np.isfinite(getattr(self, name)).all() for name in PER_TOKEN):
             raise BadFileError(f"{self.source}: a value is not finite")
 
     @property
@@ -162,7 +163,7 @@ class TraceSet:
             for name in _COLUMNS:
                 column = getattr(self, name)
                 # float16 keeps what a probe, a probability and a difference of nats are good for, at half the size.
-                np.save(aside / f"{name}.npy", column.astype(np.float16) if name in _PER_TOKEN else column.astype(np.int32))
+                np.save(aside / f"{name}.npy", column.astype(np.float16) if name in PER_TOKEN else column.astype(np.int32))
             (aside / "card.json").write_text(json.dumps({"format": FORMAT, **self.card}, indent=2) + "\n", encoding="utf-8")
             aside.rename(folder)
         finally:

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Subject:
         base: The folder that it was continued from; empty for a new model.
         command: What the user ran, for the card.
         packed: Whether it is released in the package's own format; otherwise as a Hugging Face folder.
+        home: The model folder that the first of its runs began with; empty for a new model.
     """
 
     model: Any
@@ -70,6 +72,7 @@ class Subject:
     base: str = ""
     command: str = ""
     packed: bool = True
+    home: str = ""
 
 
 def build_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -116,11 +119,10 @@ def _continued(base: str, out: Path) -> Subject:
     """The model of an earlier run's folder (with its unrounded weights), or any model that loads."""
     run = Path(base)
     if (run / "checkpoint.pt").exists():
-        saved = torch.load(run / "checkpoint.pt", weights_only=True)
-        model = build_model(Recipe(**saved["recipe"]))
-        model.load_state_dict(saved["model"])
-        shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
-        return Subject(model, _encoder(out / "tokenizer.json"), END_ID, END_ID, base)
+        subject = subject_of(run, torch.load(run / "checkpoint.pt", weights_only=True))
+        if subject.packed:
+            shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
+        return replace(subject, base=base)
     packed = base == EMBEDDED or is_packed(Path(base))
     lm = load_model(base, "" if packed else "fp32")
     if packed:
@@ -128,16 +130,16 @@ def _continued(base: str, out: Path) -> Subject:
     end = min(lm.end_ids, default=0)
     start = lm.start_ids[0] if lm.start_ids else end
     # A loaded model is shared by all who asked for it.
-    return Subject(deepcopy(lm.model), lambda texts: map(lm.tokenizer.encode, texts), start, end, base, packed=packed)
+    encode = partial(map, lm.tokenizer.encode)
+    return Subject(deepcopy(lm.model), encode, start, end, base, packed=packed, home=base)
 
 
 def subject_of(out: Path, saved: dict[str, Any]) -> Subject:
     """What a checkpoint holds, with its weights."""
-    base, recipe = saved.get("base", ""), Recipe(**saved["recipe"])
-    if base and not (Path(base) / "checkpoint.pt").exists():
-        subject = _continued(base, out)
+    if base := saved.get("base", ""):
+        subject = _continued(base, out)  # its sizes are those of what it was continued from, not the recipe's
     else:
-        subject = Subject(build_model(recipe), _encoder(out / "tokenizer.json"), END_ID, END_ID, base)
+        subject = Subject(build_model(Recipe(**saved["recipe"])), _encoder(out / "tokenizer.json"), END_ID, END_ID)
     subject.model.load_state_dict(saved["model"])
     return subject
 
@@ -340,7 +342,6 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False, init: 
         recipe: What to train; its sizes are those of the model where one is continued.
         resume: Continue from ``out/checkpoint.pt``.
         init: Model to continue: ``"default"``, the folder of an earlier run, or that of any model; empty for a new one.
-
         command: What the user ran, for the model's card.
 
     Returns:

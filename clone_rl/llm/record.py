@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clone_rl.envs.trace import SPLITS, TraceSet
+from clone_rl.envs.trace import PER_TOKEN, SPLITS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.documents import Document, Responses, answered
@@ -29,7 +29,6 @@ from clone_rl.version import __version__
 Columns = dict[str, NDArray[Any]]
 """What is recorded of each token of one response, by name of the column; float16, as a trace set is stored."""
 
-PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
 _PER_DOCUMENT = ("prompt_tokens", "split", "kind", "sampled")
 
 

@@ -12,12 +12,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from clone_rl.envs.trace import FORMAT, TraceSet, load_traces
+from clone_rl.envs.trace import FORMAT, PER_TOKEN, TraceSet, load_traces
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.files import replacing
 from clone_rl.llm.documents import Document, Responses
 from clone_rl.llm.model import LanguageModel
-from clone_rl.llm.record import PER_TOKEN, Columns, check_alike, join, keys_of, origin, record
+from clone_rl.llm.record import Columns, check_alike, join, keys_of, origin, record
 from clone_rl.version import __version__
 
 _ABOUT = "recording.json"

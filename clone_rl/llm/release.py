@@ -66,8 +66,8 @@ def _write_model(subject: Subject, run: Path, folder: Path) -> None:
         return
     model.save_pretrained(folder)
     for name in _TOKENIZER_FILES:
-        if (Path(subject.base) / name).is_file():
-            shutil.copyfile(Path(subject.base) / name, folder / name)
+        if (Path(subject.home) / name).is_file():
+            shutil.copyfile(Path(subject.home) / name, folder / name)
     quantise_model(model, STORED)
 
 

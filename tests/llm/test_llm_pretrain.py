@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,23 @@ def test_a_released_model_is_continued_and_tells_of_both_stages(released, text, 
     before, after = (load_model(str(folder)) for folder in (released[0], tmp_path / "more"))
     assert before.sha256 != after.sha256
     assert before.tokenizer.encode("The fox") == after.tokenizer.encode("The fox")
+
+
+@pytest.mark.slow
+def test_a_run_of_any_size_is_continued_from_its_own_folder(run, text, tmp_path):
+    """Twice over: neither recipe says the sizes, the first run of the chain does."""
+    recipe = recipe_from({"steps": 2, "batch": 2, "context": 32}, continued=True)
+    base = str(run[0])
+    for name in ("second.training", "third.training"):
+        pretrain(text, tmp_path / name, recipe, init=base)
+        base = str(tmp_path / name)
+    card = release(Path(base), text, tmp_path / "third", "clone-rl pretrain ...", tokens=4000)
+    assert [stage["steps"] for stage in card["stages"][1:]] == [2, 2]
+    assert load_model(str(tmp_path / "third")).shape.layers == TINY.layers
+    with pytest.raises(BadFileError, match="already holds"):
+        pretrain(text, tmp_path / "third.training", recipe)
+    again = pretrain(text, tmp_path / "third.training", Recipe(**{**recipe.__dict__, "steps": 3}), resume=True)
+    assert again["steps"] == 3
 
 
 @pytest.mark.slow
