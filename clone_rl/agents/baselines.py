@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clone_rl.agents.controller import Actions, Observations
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 
 _AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")

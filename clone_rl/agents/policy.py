@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Actions, Observations
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
 from clone_rl.files import replacing

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
 from clone_rl.agents.constraints import Multiplier
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.sb3 import Sb3VecEnv

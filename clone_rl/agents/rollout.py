@@ -12,7 +12,6 @@ from clone_rl.agents.controller import Controller
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Scenario
-from clone_rl.envs.world import build_emulator, build_world, figures
 from clone_rl.errors import BadValueError
 
 
@@ -24,10 +23,7 @@ def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
 
 def charged_for(control: Control, controller: Controller, split: str) -> Control:
     """The same scenario with this controller's own overheads and action space, on a split."""
-    scenario = charged_scenario(control.scenario, controller)
-    emulator = build_emulator(scenario, control.emulator.workload, control.traces.probe_dots)
-    world = build_world(scenario, control.traces, split, emulator)
-    return replace(control, kind=controller.kind, scenario=scenario, emulator=emulator, world=world)
+    return control.serving(controller.kind, charged_scenario(control.scenario, controller), split)
 
 
 def run_requests(
@@ -43,7 +39,7 @@ def run_requests(
         seed: Key of the draws; request i has seed + i.
 
     Returns:
-        See ``clone_rl.envs.world.figures``.
+        See ``clone_rl.envs.figures.FIGURES``.
 
     Raises:
         BadValueError: The controller's actions do not fit the chip.
@@ -56,5 +52,5 @@ def run_requests(
         out = rows.step(own.check(controller.act(observation), len(documents)))
         observation = out.observation
         if out.terminated.all():
-            return figures(rows.state)
+            return rows.figures()
     raise BadValueError(f"controller {controller.name!r} did not finish", "every step must run a layer or exit")

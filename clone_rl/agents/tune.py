@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from clone_rl.agents.baselines import Pace
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
 from clone_rl.envs.trace import TraceSet
@@ -30,7 +30,8 @@ def exit_bars(traces: TraceSet, split: str, limits: Limits) -> tuple[float, floa
     tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in documents])
     owner = np.repeat(np.arange(len(documents)), np.diff(traces.offset)[documents] - 1)
     emitted = np.diff(traces.offset)[documents].astype(float)
-    agree, kl = traces.signal[tokens, :, 0], traces.signal[tokens, :, 1]
+    signal, right, nats = traces.read("signal", tokens), traces.read("agree", tokens), traces.read("dnll", tokens)
+    agree, kl = signal[..., 0], signal[..., 1]
     best, bars = float(traces.layers), (2.0, 0.0)
 
     def upper(per_token: np.ndarray) -> float:
@@ -46,8 +47,8 @@ def exit_bars(traces: TraceSet, split: str, limits: Limits) -> tuple[float, floa
             at = np.where(exits, sure.argmax(1), 0)
             row = np.arange(len(tokens))
             depth = float(np.where(exits, at + 1, traces.layers).mean())
-            wrong = np.where(exits, 1 - traces.agree[tokens][row, at], 0.0)
-            worse = np.where(exits, traces.dnll[tokens][row, at], 0.0)
+            wrong = np.where(exits, 1 - right[row, at], 0.0)
+            worse = np.where(exits, nats[row, at], 0.0)
             if depth < best and upper(wrong) <= limits.disagree and upper(worse) <= limits.dnll:
                 best, bars = depth, (agree_bar, kl_bar)
     return bars
@@ -71,7 +72,7 @@ def tune_pace(
     """
     agree_bar, kl_bar = exit_bars(control.traces, "train", limits)
     documents = control.traces.documents("train")
-    base = Pace(len(control.world.points), agree_bar, kl_bar)
+    base = Pace(control.points, agree_bar, kl_bar)
     scored = []
     for boost, floor in progress([(b, f) for b in range(3) for f in range(max(1, base.points - 3))]):
         pace = replace(base, boost=boost, floor=floor)

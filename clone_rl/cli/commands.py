@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadFileError, StoppedError, UnknownNameError
 
 
@@ -116,7 +116,7 @@ def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tupl
 
     control = _control(options)
     controller = make_controller(name, control, limits)
-    runtime = RuntimeController(controller, len(control.world.points))
+    runtime = RuntimeController(controller, control.points)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
         classes = {level.name: level for level in scenario.slo}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clone_rl.agents.baselines import Fixed
 from clone_rl.agents.controller import Controller
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.agents.policy import is_policy_path, load_policy, policy_names
 from clone_rl.agents.tune import tune_pace
 from clone_rl.envs.control import Control
@@ -26,7 +26,7 @@ def make_controller(name: str, control: Control, limits: Limits, seed: int = 0) 
         UnknownNameError: Nothing has this name.
         PolicyFileError: The file is damaged, or made for another number of operating points.
     """
-    points = len(control.world.points)
+    points = control.points
     if name == "performance":
         return Fixed(name, points - 1)
     if name == "powersave":

@@ -138,7 +138,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
         raise StoppedError(
             f"recording stopped; what is finished is in {out}.partial", "repeat the command to continue"
         ) from None
-    tokens, agreement = int(traces.offset[-1]), [round(float(a), 4) for a in traces.agree.mean(0)]
+    tokens, agreement = int(traces.offset[-1]), [round(float(a), 4) for a in traces.read("agree").mean(0)]
     if not options.json:
         print(f"{len(traces.split)} requests ({new} new), {tokens} tokens in {out}")
         print(f"agreement with full depth by exit: {agreement}")

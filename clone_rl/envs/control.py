@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from clone_rl.envs.kernel import World
-from clone_rl.envs.scenario import Scenario, load_scenario
+from clone_rl.envs.prices import Prices
+from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.trace import TraceSet, load_traces
-from clone_rl.envs.world import build_emulator, build_world, observation_names
+from clone_rl.envs.world import build_emulators, build_prices, build_world, observation_names
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.workload import Workload, stored_workload
-
-DEFAULT_GROUPS = 5
-"""Layer groups of token control; the cost of a PPO update grows with the number of heads."""
 
 
 def traced_workload(traces: TraceSet) -> Workload:
@@ -30,28 +29,83 @@ def traced_workload(traces: TraceSet) -> Workload:
     return stored_workload(traces.card.get("shape"), traces.source)
 
 
+def _workload(scenario: Scenario, traces: TraceSet) -> Workload:
+    """The model that the chip runs, which is the one that the traces are of.
+
+    Raises:
+        BadValueError: The scenario names another one.
+    """
+    recorded = traced_workload(traces)
+    if not scenario.model:
+        return recorded
+    wanted = Workload.from_config(scenario.model, precision=recorded.precision)
+    if wanted.layers != recorded.layers:
+        raise BadValueError(
+            f"traces {scenario.traces!r} have {recorded.layers} layers and model {scenario.model!r} has {wanted.layers}",
+            "record traces of this model with clone-rl record",
+        )
+    here, there = wanted.as_dict(), recorded.as_dict()
+    for name in ("hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "gated"):
+        if here[name] != there[name]:
+            raise BadValueError(
+                f"traces {scenario.traces!r} are of another model than {scenario.model!r}: {name} {there[name]}, not {here[name]}",
+                "record traces of this model with clone-rl record",
+            )
+    return wanted
+
+
 @dataclass(frozen=True)
 class Control:
     """A scenario made ready to be stepped, with one of the two action spaces.
 
     Attributes:
         kind: ``layer`` or ``token``.
-        scenario, traces, emulator, world: What the kernel runs on.
-        groups: Layer groups of token control.
+        scenario, traces, world: What the kernel runs on.
+        emulator: The scenario's own chip with the model.
+        emulators: The chips that episodes draw from; the same one, unless the scenario randomises.
     """
 
     kind: str
     scenario: Scenario
     traces: TraceSet
     emulator: Emulator
+    emulators: tuple[Emulator, ...]
     world: World
-    groups: int
+
+    @classmethod
+    def of(cls, kind: str, scenario: Scenario, traces: TraceSet, split: str) -> Self:
+        """Make a scenario ready.
+
+        Raises:
+            CloneRLError: The model does not fit the chip, the traces are not of the model, or the split has no documents.
+        """
+        emulator, emulators = build_emulators(scenario, _workload(scenario, traces), traces.probe_dots)
+        world = build_world(scenario, traces, split, emulator.workload, build_prices(emulators, traces))
+        return cls(kind, scenario, traces, emulator, emulators, world)
+
+    def serving(self, kind: str, scenario: Scenario, split: str) -> Self:
+        """The same traces for a controller with other overheads, signals or actions, or on another split."""
+        return self.of(kind, scenario, self.traces, split)
+
+    @property
+    def prices(self) -> Prices:
+        """What everything costs."""
+        return self.world.prices
+
+    @property
+    def points(self) -> int:
+        """Operating points of the chip."""
+        return len(self.emulator.points)
+
+    @property
+    def groups(self) -> int:
+        """Layer groups."""
+        return int(self.world.rules[0]["groups"])
 
     @property
     def heads(self) -> tuple[int, ...]:
         """Choices of each action component."""
-        points = len(self.world.points)
-        return (points + 1,) if self.kind == "layer" else (*[points] * self.groups, self.groups)
+        return (self.points + 1,) if self.kind == "layer" else (*[self.points] * self.groups, self.groups)
 
     @property
     def action_space(self) -> spaces.Space[Any]:
@@ -88,26 +142,18 @@ class Control:
 
 
 def load_control(
-    kind: str, scenario: str = "default", split: str = "train", groups: int | None = None, **changes: Any
+    kind: str, scenario: str | Mapping[str, Any] | Scenario = "default", split: str = "train", **changes: Any
 ) -> Control:
     """Load a scenario for an environment.
 
     Args:
         kind: ``layer`` or ``token``.
-        scenario: Name or path.
+        scenario: Name, path, plain data or ``Scenario``.
         split: Which documents are replayed.
-        groups: Layer groups of token control, 1 to 8 and at most the layers of the model; None takes ``DEFAULT_GROUPS``, or as
-            many as there are layers.
         **changes: Fields of ``Scenario`` to replace.
 
     Raises:
         CloneRLError: A name, a file or a value is wrong.
     """
-    loaded = load_scenario(scenario, **changes)
-    traces = load_traces(loaded.traces)
-    workload = traced_workload(traces)
-    groups = min(DEFAULT_GROUPS, workload.layers) if groups is None else groups
-    if not 1 <= groups <= min(8, workload.layers):
-        raise BadValueError(f"{groups} layer groups", f"1 to {min(8, workload.layers)}")
-    emulator = build_emulator(loaded, workload, traces.probe_dots)
-    return Control(kind, loaded, traces, emulator, build_world(loaded, traces, split, emulator), groups)
+    loaded = Scenario.load(scenario, **changes)
+    return Control.of(kind, loaded, load_traces(loaded.traces), split)

@@ -9,11 +9,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import energy_j, may_exit
+from clone_rl.envs.kernel import may_exit
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Scenario, load_scenario
+from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.source import TokenSource
-from clone_rl.envs.world import build_emulator, build_world, figures, observation_names
+from clone_rl.envs.state import N_COSTS
+from clone_rl.envs.trace import scaled_signals
+from clone_rl.envs.world import build_emulators, build_prices, build_world, observation_names
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.ledger import Ledger
@@ -45,10 +47,11 @@ class LiveRequest:
         self, scenario: Scenario, emulator: Emulator, source: TokenSource, document: int = 0, seed: int = 0, episode: int = 0
     ) -> None:
         trace = source.start(document, seed)
-        world = build_world(scenario, trace, "train", emulator)
+        world = build_world(scenario, trace, "train", emulator.workload, build_prices((emulator,), trace))
         if "expected_tokens" in trace.card:
             world = world._replace(length=np.array([float(trace.card["expected_tokens"])]))
         self.source, self.layers, self.exit_action = source, emulator.workload.layers, len(emulator.points)
+        self._trace, self._world = trace, world
         self._rules, self._rows = world.rules[0], Rows(world, 1)
         self.observation = self._rows.reset(np.array([seed]), np.array([episode]), np.zeros(1, np.int64))[0]
         self._state = self._rows.state[0]
@@ -77,11 +80,20 @@ class LiveRequest:
     @property
     def energy_j(self) -> float:
         """Joules since the request's start."""
-        return float(energy_j(self._state))
+        return float(self._state["energy_j"])
 
     def figures(self) -> dict[str, Any]:
-        """Totals, see ``clone_rl.envs.world.figures``."""
-        return {name: values[0].item() for name, values in figures(self._rows.state).items()}
+        """Totals, see ``clone_rl.envs.figures.FIGURES``."""
+        return {name: values[0].item() for name, values in self._rows.figures().items()}
+
+    def _take_in(self, token: int) -> None:
+        """What the source has just written about a token, where the kernel reads it."""
+        trace, world = self._trace, self._world
+        world.seen[token] = scaled_signals(trace.signal[token])
+        world.outcome[token] = np.stack([1.0 - trace.agree[token], trace.dnll[token], trace.kl[token]], 1)
+        for name in ("hidden", "margin", "entropy"):
+            if len(column := getattr(world, name)):
+                column[token] = getattr(trace, name)[token]
 
     def step(self, action: int) -> None:
         """Take one decision: let the source run the layer or emit the token, then let the kernel account for it."""
@@ -94,10 +106,11 @@ class LiveRequest:
             self.source.leave(layer)
         else:
             self.source.run(layer)
+        self._take_in(token)
         if self.source.ended:
             state["tokens"] = token + 1
-        out = self._rows.step(np.array([[action]]))
-        self.observation, self.reward, self.cost = out.observation[0], float(out.reward[0]), out.cost[0]
+        self.observation, self.reward, _, amounts = self._rows.step_one(action)
+        self.cost = amounts[:N_COSTS]
         now = int(state["point"])
         if self._rules["probe"] and reads:
             ledger.probe(point)
@@ -134,14 +147,12 @@ class LiveLayerControlEnv(gym.Env[NDArray[np.float32], Any]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, source: TokenSource, workload: Workload, scenario: str | Scenario = "default", **changes: Any) -> None:
-        if isinstance(scenario, Scenario) and changes:
-            raise BadValueError("a Scenario and changes to it", "apply them with dataclasses.replace")
-        self.scenario = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, **changes)
+        self.scenario = Scenario.load(scenario, **changes)
         if source.layers != workload.layers:
             raise BadValueError(f"the source has {source.layers} layers and the workload {workload.layers}", "give its own")
         if source.kv != self.scenario.kv:
             raise BadValueError(f"the source keeps kv {source.kv!r} and the scenario charges {self.scenario.kv!r}", "use one")
-        self.source, self.emulator = source, build_emulator(self.scenario, workload, source.probe_dots)
+        self.source, self.emulator = source, build_emulators(self.scenario, workload, source.probe_dots)[0]
         size = len(observation_names(self.scenario))
         self.observation_space: Any = spaces.Box(-1.0, 1.0, (size,), np.float32)
         self.action_space: Any = spaces.Discrete(len(self.emulator.points) + 1)

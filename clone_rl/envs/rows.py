@@ -5,12 +5,43 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.experimental import structref
 from numpy.typing import NDArray
 
-from clone_rl.envs import kernel
-from clone_rl.envs.kernel import N_OBS, STATE, World
-from clone_rl.envs.signals import Signals, observe_signals
+from clone_rl.envs.figures import FIGURES, KPIS, named, write_all, write_figures
+from clone_rl.envs.kernel import World, compiled, hold, inlined, layer_step, reset, token_step
+from clone_rl.envs.observation import N_OBS, observe
+from clone_rl.envs.state import AMOUNTS, PROPAGATE, STATE
+
+
+@structref.register
+class _MachineType(types.StructRef):
+    """Numba's type of a ``Machine``."""
+
+    def preprocess_fields(self, fields: Any) -> Any:
+        return tuple((name, types.unliteral(kind)) for name, kind in fields)
+
+
+class Machine(structref.StructRefProxy):
+    """World and rows as compiled code holds them: one pointer to pass, where arrays would be taken apart at every call.
+
+    Attributes:
+        world: Constants.
+        state: (N,) records of ``STATE``.
+        missing: (N, L) tokens whose keys and values each layer lacks; (N, 1) where none can.
+        pending: (N, 2, heads) the action in force and the one that a decision delay holds back, of token control.
+        last_observation: (N, width) of episodes that a step ended; meaningful there.
+        last_figures: (N, ...) rows of ``figures.write_figures`` likewise.
+    """
+
+    def __new__(cls, *fields: Any) -> Any:
+        return structref.StructRefProxy.__new__(cls, *fields)
+
+
+structref.define_proxy(
+    Machine, _MachineType, ["world", "state", "missing", "pending", "last_observation", "last_figures"]
+)
 
 
 class Outcome(NamedTuple):
@@ -19,67 +50,103 @@ class Outcome(NamedTuple):
     Attributes:
         observation: (N, width) float32, of the new episode where a row was reset.
         reward: (N,) float64.
-        terminated, truncated: (N,) bool.
-        cost: (N, 3) late tokens, disagreements, nats of dNLL in this step.
-        final_observation: (N, width) float32, the last of the episode; meaningful where it ended.
-        final_state: (N,) records of ``STATE`` before the reset; meaningful where the episode ended.
+        terminated, truncated: (N,) bool; true of a row that is over until it is reset.
+        ended: (N,) bool, whether this step ended the episode.
+        amounts: (N, len(AMOUNTS)) float64, see ``state.AMOUNTS``.
+        count: How many episodes this step ended.
     """
 
     observation: NDArray[np.float32]
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    cost: NDArray[np.float64]
-    final_observation: NDArray[np.float32]
-    final_state: NDArray[np.void]
+    ended: NDArray[np.bool_]
+    amounts: NDArray[np.float64]
+    count: int
 
 
-@njit(cache=True)
-def _observe(s: Any, world: World, signals: Signals, out: Any) -> None:
-    kernel.observe(s, world, out)
-    observe_signals(s, world.rules[0], signals, out)
+@inlined
+def _begin(s: Any, missing: Any, pending: Any, world: World, seed: int, episode: int, document: int, observation: Any) -> None:
+    reset(s, missing, world, seed, episode, document)
+    hold(pending, world.prices.rates.shape[1])
+    observe(s, missing, world, observation)
 
 
-@njit(cache=True)
-def _reset_rows(
-    state: Any, world: World, signals: Signals, seeds: Any, episodes: Any, documents: Any, pending: Any, obs: Any
+@compiled
+def _reset_all(
+    state: Any, missing: Any, pending: Any, world: World, seeds: Any, episodes: Any, documents: Any, chosen: Any, out: Any
 ) -> None:
     for i in range(len(state)):
-        kernel.reset(state[i], world, seeds[i], episodes[i], documents[i])
-        hold(pending[i], world)
-        _observe(state[i], world, signals, obs[i])
+        if chosen[i]:
+            _begin(state[i], missing[i], pending[i], world, seeds[i], episodes[i], documents[i], out[i])
+        else:
+            observe(state[i], missing[i], world, out[i])
+
+
+@inlined
+def step_row(s: Any, missing: Any, pending: Any, world: World, action: Any, amounts: Any) -> float:
+    """One decision of the row, of layer control where ``action`` has one component, else of token control."""
+    if len(action) == 1:
+        return layer_step(s, missing, world, action[0], amounts)
+    return token_step(s, missing, world, action, pending, amounts)
+
+
+@compiled
+def _step_all(
+    state: Any, missing: Any, pending: Any, last_observation: Any, last_figures: Any, world: World,
+    actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any,
+) -> int:  # fmt: skip
+    ended = 0
+    for i in range(len(state)):
+        s = state[i]
+        over = s.done == 1 or (limit > 0 and s.step >= limit)
+        if not over:
+            reward[i] = step_row(s, missing[i], pending[i], world, actions[i], amounts[i])
+        terminated = s.done == 1
+        truncated = not terminated and limit > 0 and s.step >= limit
+        observe(s, missing[i], world, observation[i])
+        ends[0, i], ends[1, i], ends[2, i] = terminated, truncated, (terminated or truncated) and not over
+        if ends[2, i]:
+            ended += 1
+            write_figures(s, world.prices.reference_j[s.variant], last_figures[i])
+            if autoreset:
+                for j in range(observation.shape[1]):
+                    last_observation[i, j] = observation[i, j]
+                _begin(s, missing[i], pending[i], world, s.seed, s.episode + 1, -1, observation[i])
+    return ended
+
+
+@compiled
+def _step_first(state: Any, missing: Any, world: World, action: int, observation: Any, amounts: Any) -> float:
+    reward = layer_step(state[0], missing[0], world, action, amounts)
+    observe(state[0], missing[0], world, observation)
+    return reward
+
+
+# What a machine holds is taken apart here, once a call.
 
 
 @njit(cache=True)
-def hold(pending: Any, world: World) -> None:
-    """The action in force before the first decision takes effect: the top point, full depth."""
-    pending[:] = len(world.points) - 1
-    pending[-1] = len(pending) - 2
+def _reset_rows(machine: Any, seeds: Any, episodes: Any, documents: Any, chosen: Any, out: Any) -> None:
+    _reset_all(
+        machine.state, machine.missing, machine.pending, machine.world, seeds, episodes, documents, chosen, out
+    )
 
 
 @njit(cache=True)
 def _step_rows(
-    state: Any, world: World, signals: Signals, actions: Any, pending: Any, limit: int, autoreset: bool, out: Any
-) -> None:
-    for i in range(len(state)):
-        s = state[i]
-        if s.done:
-            out.terminated[i] = True
-            _observe(s, world, signals, out.observation[i])
-            continue
-        if actions.shape[1] == 1:
-            out.reward[i] = kernel.layer_step(s, world, actions[i, 0], out.cost[i])
-        else:
-            out.reward[i] = kernel.token_step(s, world, actions[i], pending[i], out.cost[i])
-        out.terminated[i] = s.done == 1
-        out.truncated[i] = s.done == 0 and limit > 0 and s.step >= limit
-        _observe(s, world, signals, out.observation[i])
-        if autoreset and (out.terminated[i] or out.truncated[i]):
-            out.final_observation[i] = out.observation[i]
-            out.final_state[i] = s
-            kernel.reset(s, world, s.seed, s.episode + 1, -1)
-            hold(pending[i], world)
-            _observe(s, world, signals, out.observation[i])
+    machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any
+) -> int:
+    return _step_all(
+        machine.state, machine.missing, machine.pending, machine.last_observation, machine.last_figures, machine.world,
+        actions, limit, autoreset, observation, reward, ends, amounts,
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _step_one(machine: Any, action: int, observation: Any, amounts: Any) -> Any:
+    reward = _step_first(machine.state, machine.missing, machine.world, action, observation, amounts)
+    return reward, machine.state[0].done == 1
 
 
 class Rows:
@@ -92,51 +159,76 @@ class Rows:
 
     Attributes:
         state: (N,) records of ``STATE``; the truth about every row.
+        missing: (N, ...) tokens whose keys and values each layer lacks, see ``Machine``.
+        last_observation, last_figures: (N, ...) of the episodes that the last step ended, see ``Machine``.
+        amounts: How many ``state.AMOUNTS`` there are.
         width: Scalars of an observation: 16 and the scenario's extra signals.
+        machine: What compiled loops take.
     """
 
     def __init__(self, world: World, count: int, action_width: int = 1) -> None:
         self.world, self.count = world, count
+        self.width = N_OBS + len(world.chosen)
+        self.amounts = len(AMOUNTS)
         self.state = np.zeros(count, STATE)
-        assert isinstance(world.signals, Signals)
-        self._signals, self._hot = world.signals, world._replace(signals=())
-        self.width = N_OBS + len(self._signals.chosen)
-        self._pending = np.zeros((count, max(action_width, 2)), np.int64)
+        rules = world.rules[0]
+        self.missing = np.zeros((count, 1 if rules["kv"] == PROPAGATE else rules["layers"]), np.int64)
+        self.last_observation = np.zeros((count, self.width), np.float32)
+        self.last_figures = np.zeros((count, len(FIGURES) + len(KPIS)))
+        pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
+        self.machine = Machine(world, self.state, self.missing, pending, self.last_observation, self.last_figures)
 
     def reset(
-        self, seeds: NDArray[np.int64], episodes: NDArray[np.int64], documents: NDArray[np.int64] | None = None
+        self,
+        seeds: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        documents: NDArray[np.int64] | None = None,
+        chosen: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Start one request per row.
 
         Args:
             seeds, episodes: (N,) key of each row's randomness.
             documents: (N,) which document to replay; negative or None draws one of the split.
+            chosen: (N,) which rows to start; the others go on. None is all of them.
 
         Returns:
             (N, width) observations.
         """
         observation = np.empty((self.count, self.width), np.float32)
-        chosen = np.full(self.count, -1) if documents is None else documents
-        _reset_rows(self.state, self._hot, self._signals, seeds, episodes, chosen, self._pending, observation)
+        documents = np.full(self.count, -1) if documents is None else documents
+        chosen = np.ones(self.count, np.bool_) if chosen is None else chosen
+        _reset_rows(self.machine, seeds, episodes, documents, chosen, observation)
         return observation
 
     def step(self, actions: NDArray[np.int64], limit: int = 0, autoreset: bool = False) -> Outcome:
-        """Advance every row by one decision; a finished row stays as it is unless ``autoreset`` restarts it.
+        """Advance every row by one decision; a row that is over stays as it is until it is reset.
 
         Args:
             actions: (N, width), already checked.
             limit: Steps after which an episode is truncated; 0 means never.
-            autoreset: Begin the next episode in the same step.
+            autoreset: Begin the next episode in the step that ends one.
         """
-        n = self.count
-        out = Outcome(
-            observation=np.empty((n, self.width), np.float32),
-            reward=np.zeros(n),
-            terminated=np.zeros(n, np.bool_),
-            truncated=np.zeros(n, np.bool_),
-            cost=np.zeros((n, 3)),
-            final_observation=np.empty((n, self.width), np.float32),
-            final_state=np.empty(n if autoreset else 0, STATE),
-        )
-        _step_rows(self.state, self._hot, self._signals, actions, self._pending, limit, autoreset, out)
-        return out
+        observation = np.empty((self.count, self.width), np.float32)
+        reward, ends = np.zeros(self.count), np.empty((3, self.count), np.bool_)
+        amounts = np.zeros((self.count, len(AMOUNTS)))
+        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts)
+        return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count)
+
+    def step_one(self, action: int) -> tuple[NDArray[np.float32], float, bool, NDArray[np.float64]]:
+        """Advance row 0 by one decision of layer control: ``(observation, reward, terminated, amounts)``.
+
+        Args:
+            action: Already checked.
+        """
+        observation, amounts = np.empty(self.width, np.float32), np.zeros(len(AMOUNTS))
+        reward, done = _step_one(self.machine, action, observation, amounts)
+        return observation, reward, done, amounts
+
+    def write_figures(self) -> NDArray[np.float64]:
+        """(N, ...) rows of ``figures.write_figures``, as things stand."""
+        return write_all(self.state, self.world.prices.reference_j)
+
+    def figures(self) -> dict[str, NDArray[Any]]:
+        """Totals of every row as it stands, see ``figures.FIGURES``."""
+        return named(self.write_figures())["figures"]

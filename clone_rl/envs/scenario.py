@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Self
 
+from clone_rl.envs.randomise import Randomise
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
-from clone_rl.hw_emulator.chip import load_chip
+from clone_rl.hw_emulator.chip import Asic, Chip, check_chip, load_chip
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.switching import mechanism
+from clone_rl.hw_emulator.voltage import REGULATORS
 from clone_rl.tables import load_toml, read_table, shipped
 
-GRANULARITIES = ("request", "phase", "token", "layer")
+GRANULARITIES = ("request", "phase", "token", "group", "layer")
 DEADLINES = ("carry-over", "per-token")
+MOST_GROUPS = 8
+"""Layer groups: the cost of a PPO update grows with the number of action components."""
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise BadValueError(f"{name} is {value!r}", "a finite number above 0")
 
 
 @dataclass(frozen=True)
 class ServiceLevel:
-    """A class of requests: targets of the time to first token and per output token, in seconds."""
+    """A class of requests: targets of the time to first token and per output token, in seconds.
+
+    Raises:
+        BadValueError: A target is not finite and above 0.
+    """
 
     name: str
     ttft_s: float
     tpot_s: float
+
+    def __post_init__(self) -> None:
+        _positive(**{f"{self.name}: ttft_s": self.ttft_s, f"{self.name}: tpot_s": self.tpot_s})
 
 
 @dataclass(frozen=True)
@@ -31,12 +49,20 @@ class Interference:
     """Two-state Markov chain over time slots that stretches every latency by ``slowdown`` while it is busy.
 
     It runs in wall-clock slots of its own, so every controller meets the same interference at the same time.
+
+    Raises:
+        BadValueError: A time is not above 0, or the slowdown below 1.
     """
 
     slowdown: float = 1.44
     slot_s: float = 1e-3
     mean_idle_s: float = 20e-3
     mean_busy_s: float = 10e-3
+
+    def __post_init__(self) -> None:
+        _positive(**asdict(self))
+        if self.slowdown < 1:
+            raise BadValueError(f"slowdown is {self.slowdown}", "1 means none")
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,29 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Means per token that a controller has to stay within.
+
+    Attributes:
+        miss: Share of tokens later than their due time.
+        disagree: Share of tokens whose exit disagrees with full depth.
+        dnll: Increase of the negative log-likelihood, nats per token.
+
+    Raises:
+        BadValueError: A limit is negative or not a number.
+    """
+
+    miss: float = 0.01
+    disagree: float = 0.02
+    dnll: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("miss", "disagree", "dnll"):
+            if not getattr(self, name) >= 0:
+                raise BadValueError(f"limit {name} is {getattr(self, name)}", "limits are 0 or more")
+
+
+@dataclass(frozen=True)
 class Scenario:
     """Everything that defines an episode besides the seed.
 
@@ -57,12 +106,18 @@ class Scenario:
         chip: Name of a shipped chip, or a path to a chip file.
         traces: Name of a shipped trace set, or a folder.
         slo: Classes that requests are drawn from, uniformly.
+        model: The model that the chip runs, a shape's name or a ``config.json``; empty: the one that the traces were recorded
+            from. Another one than that is refused.
         slack_low, slack_high: Range of the factor on both targets, drawn per request.
         interference: The co-runner.
         weights: Of the reward.
+        limits: What a controller is to stay within, where nothing else is said.
         switching: Switching mechanism; empty takes the chip's own.
+        regulator: Voltage regulator; empty takes the chip's own.
+        ambient_c: Ambient temperature, Celsius; None takes the chip's own.
         deadline: ``carry-over`` (token i is due at TTFT + i TPOT from the request's start) or ``per-token``.
         granularity: Where the operating point may change.
+        groups: Layer groups, of granularity ``group`` and of token control; at most the layers of the model.
         decision_delay: 0, or 1 for a decision that takes effect at the next boundary.
         policy_macs: Multiply-accumulates charged for each decision.
         probe: Whether the exit probe is read (and charged) at every boundary.
@@ -70,27 +125,37 @@ class Scenario:
             the layer runs next) or ``skip`` (never there). A replay charges each truthfully; the quality it scores is the
             trace's, recorded with exact keys and values.
         signals: Extra scalars of the observation, of ``signals.EXTRA_SIGNALS``, in this order after the standard ones.
+        randomise: What differs from episode to episode.
+
+    Raises:
+        BadValueError: Values are out of range or do not go together.
+        UnknownNameError: Unknown chip, mechanism, regulator, deadline mode, granularity, kv or signal.
     """
 
     name: str
     chip: str
     traces: str
     slo: tuple[ServiceLevel, ...]
+    model: str = ""
     slack_low: float = 1.0
     slack_high: float = 2.0
     interference: Interference = Interference()
     weights: Weights = Weights()
+    limits: Limits = Limits()
     switching: str = ""
+    regulator: str = ""
+    ambient_c: float | None = None
     deadline: str = "carry-over"
     granularity: str = "layer"
+    groups: int = 5
     decision_delay: int = 0
     policy_macs: int = 0
     probe: bool = True
     kv: str = "propagate"
     signals: tuple[str, ...] = ()
+    randomise: Randomise = Randomise()
 
     def __post_init__(self) -> None:
-        load_chip(self.chip)
         if self.switching:
             mechanism(self.switching)
         for what, value, known in (
@@ -106,14 +171,116 @@ class Scenario:
             raise BadValueError(f"decision_delay is {self.decision_delay}", "0 or 1")
         if self.decision_delay and self.granularity == "request":
             raise BadValueError("granularity 'request' with decision_delay 1", "a delayed decision would never take effect")
+        if not 1 <= self.groups <= MOST_GROUPS:
+            raise BadValueError(f"{self.groups} layer groups", f"1 to {MOST_GROUPS}")
         if self.policy_macs < 0:
             raise BadValueError(f"policy_macs is {self.policy_macs}", "0 or more")
         if not self.slo:
             raise BadValueError("the scenario has no [[slo]] class", "add one with name, ttft_s and tpot_s")
-        if not 0 < self.slack_low <= self.slack_high:
-            raise BadValueError(f"slack from {self.slack_low} to {self.slack_high}", "0 < slack_low <= slack_high")
-        if self.interference.slowdown < 1:
-            raise BadValueError(f"slowdown is {self.interference.slowdown}", "1 means none")
+        if not 0 < self.slack_low <= self.slack_high < math.inf:
+            raise BadValueError(f"slack from {self.slack_low} to {self.slack_high}", "0 < slack_low <= slack_high, finite")
+        if self.interference.slowdown * self.randomise.slowdown[0] < 1:
+            raise BadValueError(f"a slowdown of {self.interference.slowdown} times {self.randomise.slowdown[0]}", "at least 1")
+        self.load_chip()
+
+    @classmethod
+    def load(cls, name: str | Mapping[str, Any] | Scenario = "default", **changes: Any) -> Self:
+        """A shipped scenario by name or a user's by path, with fields replaced; tables may be given in part.
+
+        Args:
+            name: Of a shipped scenario, or a path that ends in ``.toml``; plain data and a scenario are taken as well.
+            **changes: Fields, as objects of this module or as plain data, as a TOML file would have them.
+
+        Raises:
+            UnknownNameError: No shipped scenario has this name, or a change names an unknown field.
+            BadFileError: The file is missing or malformed, or a change is of the wrong type.
+            BadValueError: Values are out of range or do not go together.
+
+        >>> Scenario.load("default", switching="pmic", interference={"slowdown": 2.0}).interference.slowdown
+        2.0
+        """
+        if isinstance(name, str):
+            table = load_toml("scenario", name, "clone_rl.envs", "scenarios")
+        else:
+            table = dict(name) if isinstance(name, Mapping) else name.as_dict()
+            name = str(table.get("name", "without a name"))
+        for key, value in changes.items():
+            if key not in cls.__dataclass_fields__:
+                raise UnknownNameError("scenario field", key, cls.__dataclass_fields__)
+            value = _plain(value)
+            before = table.get(key)
+            table[key] = {**before, **value} if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+        return cls.parse(table, f"scenario {name}" if changes else name)
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any], source: str) -> Self:
+        """A scenario from a parsed TOML table.
+
+        Args:
+            table: The whole file.
+            source: Named in errors.
+
+        Raises:
+            BadFileError: A key is unknown, missing or of the wrong type.
+            BadValueError, UnknownNameError: As the class.
+        """
+        table = dict(table)
+        for key, section, zero in _SECTIONS:
+            if key in table:
+                table[key] = read_table(section, table[key], f"{source}: [{key}]", zero)
+        classes = table.get("slo", [])
+        if isinstance(classes, str | Mapping) or not isinstance(classes, Sequence):
+            raise BadFileError(f"{source}: slo is not a list of tables", "write [[slo]]")
+        table["slo"] = tuple(read_table(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes))
+        ambient_c = table.get("ambient_c")
+        if ambient_c is not None and (isinstance(ambient_c, bool) or not isinstance(ambient_c, int | float)):
+            raise BadFileError(f"{source}: ambient_c is {ambient_c!r}", "write a number")
+        return read_table(cls, table, source, {"decision_delay", "policy_macs"})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as a TOML file would have it: what ``parse`` takes."""
+        return {key: value for key, value in _plain(self).items() if value is not None}
+
+    def load_chip(self) -> Chip:
+        """The chip, with the scenario's regulator and ambient temperature.
+
+        Raises:
+            BadValueError: A regulator is asked of a board, or the ambient temperature is not below that of throttling.
+            UnknownNameError, BadFileError: As ``hw_emulator.load_chip``.
+        """
+        chip = load_chip(self.chip)
+        if self.regulator:
+            if self.regulator not in REGULATORS:
+                raise UnknownNameError("regulator", self.regulator, REGULATORS)
+            if not isinstance(chip, Asic):
+                raise BadValueError(f"regulator {self.regulator!r} on {chip.name}", "a board's losses are in its laws")
+            chip = replace(chip, power=replace(chip.power, regulator=self.regulator))
+        if self.ambient_c is not None:
+            if not -273.15 < self.ambient_c < chip.thermal.throttle_c:
+                raise BadValueError(f"ambient_c is {self.ambient_c}", f"below {chip.thermal.throttle_c}, where throttling begins")
+            chip = replace(chip, thermal=replace(chip.thermal, ambient_c=float(self.ambient_c)))
+        check_chip(chip, f"{chip.name} in scenario {self.name}")
+        return chip
+
+
+_SECTIONS: tuple[tuple[str, type[Any], set[str]], ...] = (
+    ("interference", Interference, set()),
+    ("weights", Weights, {"late", "disagree", "kl"}),
+    ("limits", Limits, {"miss", "disagree", "dnll"}),
+    ("randomise", Randomise, {"seed"}),
+)
+
+
+def _plain(value: Any) -> Any:
+    """Objects of this module as tables and lists; everything else as it is."""
+    if is_dataclass(value) and not isinstance(value, type):
+        table = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: each for name, each in table.items() if each is not None}
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _signals(names: Any) -> tuple[str, ...]:
@@ -128,47 +295,6 @@ def _signals(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parse_scenario(table: dict[str, Any], source: str) -> Scenario:
-    """Build a scenario from a parsed TOML table.
-
-    Raises:
-        BadFileError: A key is unknown, missing or out of range.
-        BadValueError: Values do not go together.
-        UnknownNameError: Unknown chip, switching mechanism, deadline mode, granularity, kv or signal.
-    """
-    table = dict(table)
-    if "interference" in table:
-        table["interference"] = read_table(Interference, table["interference"], f"{source}: [interference]")
-    if "weights" in table:
-        table["weights"] = read_table(Weights, table["weights"], f"{source}: [weights]", {"late", "disagree", "kl"})
-    classes = table.get("slo", [])
-    if not isinstance(classes, list):
-        raise BadFileError(f"{source}: slo is not a list of tables", "write [[slo]]")
-    table["slo"] = tuple(read_table(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes))
-    return read_table(Scenario, table, source, {"decision_delay", "policy_macs"})
-
-
 def scenario_names() -> list[str]:
     """Names of the shipped scenarios."""
     return shipped("clone_rl.envs", "scenarios")
-
-
-def _load(name: str) -> Scenario:
-    return parse_scenario(load_toml("scenario", name, "clone_rl.envs", "scenarios"), name)
-
-
-def load_scenario(name: str, **changes: Any) -> Scenario:
-    """A shipped scenario by name or a user's by path, with fields replaced.
-
-    Raises:
-        UnknownNameError: No shipped scenario has this name, or a change names an unknown field.
-        BadFileError: The file is missing or malformed.
-
-    >>> load_scenario("default", switching="pmic").switching
-    'pmic'
-    """
-    scenario = _load(name)
-    for key in changes:
-        if key not in Scenario.__dataclass_fields__:
-            raise UnknownNameError("scenario field", key, Scenario.__dataclass_fields__)
-    return replace(scenario, **changes)

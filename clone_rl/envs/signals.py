@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numba import njit
-from numpy.typing import NDArray
-
+from clone_rl.envs.kernel import World, inlined
 from clone_rl.envs.trace import HIDDEN
 
 EXTRA_SIGNALS = (*HIDDEN, "margin", "entropy", "depth")
@@ -26,42 +23,28 @@ _READ = len(HIDDEN)
 _MARGIN, _ENTROPY = EXTRA_SIGNALS.index("margin"), EXTRA_SIGNALS.index("entropy")
 
 
-class Signals(NamedTuple):
-    """Columns of the traces that extra signals are read from, and ``chosen``: indices into ``EXTRA_SIGNALS``."""
-
-    hidden: NDArray[np.float32]
-    margin: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    chosen: NDArray[np.int64]
-
-
-@njit(cache=True)
-def _raw(s: Any, rules: Any, signals: Signals, which: int) -> float:
+@inlined
+def _raw(s: Any, world: World, which: int) -> float:
     """Value of a signal before scaling; ``depth`` as a share of the layers."""
+    rules = world.rules[0]
     if which < _READ:
         if s.token == 0 or s.layer == 0 or not rules.probe:
             return 0.0
-        return float(signals.hidden[s.row + s.token, s.layer - 1, which])
+        return float(world.hidden[s.row + s.token, s.layer - 1, which])
     if s.token == 0:
         return 0.0
     before = s.row + s.token - 1
     if which == _MARGIN:
-        return float(signals.margin[before, s.left - 1])
+        return float(world.margin[before, s.left - 1])
     if which == _ENTROPY:
-        return float(signals.entropy[before, s.left - 1])
+        return float(world.entropy[before, s.left - 1])
     return float(s.left / rules.layers)
 
 
-@njit(cache=True)
-def observe_signals(s: Any, rules: Any, signals: Signals, out: Any) -> None:
-    """Write the chosen signals of a state into the last scalars of ``out``.
-
-    Args:
-        s, rules: Records of ``kernel.STATE`` and ``kernel.RULES``.
-        signals: What to read, and which.
-        out: (width,) the observation.
-    """
-    first = len(out) - len(signals.chosen)
-    for i in range(len(signals.chosen)):
-        which = signals.chosen[i]
-        out[first + i] = min(1.0, max(-1.0, _raw(s, rules, signals, which) / BOUNDS[which]))
+@inlined
+def observe_signals(s: Any, world: World, out: Any) -> None:
+    """Write the chosen signals of a state into the last scalars of ``out``, an observation."""
+    first = len(out) - len(world.chosen)
+    for i in range(len(world.chosen)):
+        which = world.chosen[i]
+        out[first + i] = min(1.0, max(-1.0, _raw(s, world, which) / BOUNDS[which]))

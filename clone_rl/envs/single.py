@@ -9,62 +9,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import energy_j, may_exit
+from clone_rl.envs.figures import named
+from clone_rl.envs.kernel import may_exit
+from clone_rl.envs.render import Frame, ansi, draw
+from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.world import figures
+from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.state import N_COSTS
 from clone_rl.errors import BadValueError
 
-_SEEDS = 2**31
+SEEDS = 2**31
+"""Seeds that an unseeded environment draws from."""
 
 
 class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
     """Steps one row of the kernel."""
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
     _kind: ClassVar[str]
 
     def __init__(
         self,
-        scenario: str = "default",
+        scenario: str | dict[str, Any] | Scenario = "default",
         split: str = "train",
-        groups: int | None = None,
+        reward: str | Reward | None = None,
+        cost: str | Cost | None = None,
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise BadValueError(f"render_mode {render_mode!r}", "None or 'ansi'")
-        self.control = load_control(self._kind, scenario, split, groups, **changes)
+            raise BadValueError(f"render_mode {render_mode!r}", "None, 'ansi' or 'rgb_array'")
+        self.control = load_control(self._kind, scenario, split, **changes)
         self.observation_space: Any = self.control.observation_space
         self.action_space = self.control.action_space
         self.render_mode = render_mode
+        self._reward = None if reward is None else check_reward(reward)
+        self._cost = None if cost is None else check_cost(cost)
         self._rows = Rows(self.control.world, 1, len(self.control.heads))
+        self._choices = self.control.heads[0]
         self._seed: int | None = None
-        self._episode = 0
+        self._running = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start a request; ``options={"document": d}`` replays document d of the trace set."""
         super().reset(seed=seed)
+        episode = 0
         if seed is not None or self._seed is None:
-            self._seed = int(self.np_random.integers(_SEEDS)) if seed is None else seed
-            self._episode = 0
+            self._seed = int(self.np_random.integers(SEEDS)) if seed is None else seed
         else:
-            self._episode += 1
+            episode = int(self._rows.state[0]["episode"]) + 1
         document = -1 if not options else options.get("document", -1)
         if not -1 <= document < len(self.control.traces.prompt_tokens):
             raise BadValueError(f"document {document}", f"0 to {len(self.control.traces.prompt_tokens) - 1}")
-        observation = self._rows.reset(np.array([self._seed]), np.array([self._episode]), np.array([document]))
-        return observation[0], {"cost": np.zeros(3)}
+        observation = self._rows.reset(np.array([self._seed]), np.array([episode]), np.array([document]))
+        self._running = True
+        self._sums = np.zeros(len(self._reward.terms)) if self._reward else np.zeros(0)
+        self._emitted: list[tuple[int, int, bool]] = []
+        return observation[0], {"cost": self._costs(np.zeros((1, self._rows.amounts)))[0]}
+
+    def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Take one decision."""
-        out = self._rows.step(self.control.check(action, 1))
-        info: dict[str, Any] = {"cost": out.cost[0]}
-        terminated = bool(out.terminated[0])
+        """Take one decision.
+
+        Raises:
+            BadValueError: Not an action of the space, or no episode is running.
+        """
+        if not self._running:
+            raise BadValueError("no episode is running", "call reset")
+        if self._kind == "layer":
+            if type(action) is not int or not 0 <= action < self._choices:
+                action = int(self.control.check(action, 1)[0, 0])
+            observation, reward, terminated, amounts = self._rows.step_one(action)
+        else:
+            out = self._rows.step(self.control.check(action, 1))
+            observation, reward, terminated, amounts = out.observation[0], float(out.reward[0]), bool(out.count), out.amounts[0]
+        if self._reward:
+            terms = np.asarray(self._reward(amounts[None]))[0]
+            self._sums += terms
+            reward = float(terms.sum())
+        info: dict[str, Any] = {"cost": amounts[:N_COSTS] if self._cost is None else self._costs(amounts[None])[0]}
+        if self.render_mode is not None and amounts[-1]:
+            s = self._rows.state[0]
+            self._emitted.append((int(s["left"]), int(s["point"]), bool(amounts[0])))
         if terminated:
-            info["figures"] = {name: value[0].item() for name, value in figures(self._rows.state).items()}
-        return out.observation[0], float(out.reward[0]), terminated, False, info
+            self._running = False
+            found = named(self._rows.write_figures())
+            info |= {group: {name: value[0].item() for name, value in values.items()} for group, values in found.items()}
+            if self._reward:
+                info["reward_terms"] = dict(zip(self._reward.terms, self._sums.tolist(), strict=True))
+        return observation, reward, terminated, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are allowed now, flat over the components (the convention of sb3-contrib's MaskablePPO)."""
@@ -73,17 +110,12 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
             masks[-1] = may_exit(self._rows.state[0])
         return masks
 
-    def render(self) -> str | None:
-        """One line about the request in flight, with ``render_mode="ansi"``."""
+    def render(self) -> Any:
+        """The request in flight: lines of text with ``render_mode="ansi"``, (360, 640, 3) uint8 with ``"rgb_array"``."""
         if self.render_mode is None:
             return None
-        s = self._rows.state[0]
-        point = self.control.world.points[s["point"]]
-        return (
-            f"token {s['token']}/{s['tokens']} layer {s['layer']}/{self.control.traces.layers} "
-            f"{point['voltage_v']:.2f} V {point['frequency_hz'] / 1e6:.0f} MHz {s['die_c']:.1f} C "
-            f"due in {(s['due_s'] - s['clock_s']) * 1e3:+.3f} ms {energy_j(s) * 1e6:.1f} uJ late {s['late']:.0f}"
-        )
+        frame = Frame.of(self.control, self._rows.state[0], self._emitted)
+        return ansi(frame) if self.render_mode == "ansi" else draw(frame)
 
 
 class LayerControlEnv(_ControlEnv):
@@ -95,13 +127,15 @@ class LayerControlEnv(_ControlEnv):
     ``action_masks()`` tells.
 
     ### Observation space
-    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.kernel.OBSERVATION`` names the scalars; the scenario's ``signals`` add one
+    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.observation.OBSERVATION`` names the scalars; the scenario's ``signals`` add one
     each (``clone_rl.envs.signals.EXTRA_SIGNALS``). All bounds are physical constants; no statistics need to be carried along.
 
     ### Reward
     Minus the energy of the step over that of one full-depth token at the top point, minus the scenario's weights times
     late tokens, disagreements with full depth, and KL(full || exit).
-    ``info["cost"]`` is ``[late, disagree, dNLL]`` of the step; the last info of an episode has ``info["figures"]``.
+    ``info["cost"]`` is ``[late, disagree, dNLL]`` of the step. The last info of an episode has ``info["figures"]`` (totals,
+    the sum of each reward term among them) and ``info["kpis"]`` (per token). ``reward`` and ``cost`` put others in their
+    place: see ``clone_rl.envs.reward``.
 
     ### Starting state
     A request drawn from the split: a document of the trace set, a class of service, a slack, the co-runner's state; the
@@ -111,8 +145,9 @@ class LayerControlEnv(_ControlEnv):
     ``terminated`` when the response has ended; ``truncated`` only by a time limit.
 
     ### Arguments
-    ``scenario`` (name or TOML path), ``split`` (train, validation, test), ``render_mode`` (None, "ansi") and any field of
-    ``clone_rl.envs.scenario.Scenario``, such as ``switching="pmic"``.
+    ``scenario`` (name, TOML path or plain data), ``split`` (train, validation, test), ``reward`` and ``cost`` (objects, or
+    ``"package.module:name"``), ``render_mode`` (None, "ansi", "rgb_array") and any field of
+    ``clone_rl.envs.scenario.Scenario``, such as ``switching="pmic"`` or ``interference={"slowdown": 2.0}``.
 
     ### Version history
     v0: first version.
@@ -142,7 +177,7 @@ class TokenControlEnv(_ControlEnv):
     the token before (the extra signals ``norm``, ``change`` and ``cosine`` are 0).
 
     ### Arguments
-    As in ``LayerControlEnv``, and ``groups`` (1 to 8).
+    As in ``LayerControlEnv``; ``groups`` (1 to 8) is a field of the scenario.
 
     ### Version history
     v0: first version.

@@ -5,11 +5,12 @@ A trace set is a folder of columns (one ``.npy`` each) and a ``card.json`` that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 
 FORMAT = 2
+
+Column = NDArray[np.float16] | NDArray[np.float32]
+"""Half precision on disk, single in memory."""
+
 SIGNALS = ("agree", "kl")
 """What the exit probe predicts at a boundary: probability of agreement with full depth, and KL(full || exit) in nats."""
 
@@ -28,28 +33,22 @@ HIDDEN = ("norm", "change", "cosine")
 
 SPLITS = ("train", "validation", "test")
 
-_COLUMNS: dict[str, tuple[str, int]] = {
-    # name: (dtype in memory, dimensions)
-    "offset": ("<i8", 1),
-    "prompt_tokens": ("<i8", 1),
-    "split": ("<i8", 1),
-    "kind": ("<i8", 1),
-    "sampled": ("<i8", 1),
-    "signal": ("<f4", 3),
-    "agree": ("<f4", 2),
-    "kl": ("<f4", 2),
-    "dnll": ("<f4", 2),
-    "hidden": ("<f4", 3),
-    "margin": ("<f4", 2),
-    "entropy": ("<f4", 2),
-}
 PER_TOKEN = ("signal", "agree", "kl", "dnll", "hidden", "margin", "entropy")
 """Columns with a row for every token, stored in half precision."""
+
+PER_DOCUMENT = ("prompt_tokens", "split", "kind", "sampled")
+"""Columns with a row for every document, stored as integers; ``offset`` has one more."""
+
+_DIMENSIONS = dict.fromkeys(("offset", *PER_DOCUMENT), 1) | dict.fromkeys(PER_TOKEN, 2) | {"signal": 3, "hidden": 3}
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class TraceSet:
     """Documents (requests) of tokens; D documents, T tokens in all, L layers, exits after layers 1 to L - 1.
+
+    The columns of a loaded set with a row for every token lie on disk, memory-mapped in half precision: ``read`` gives rows of
+    them in single precision, and ``packed`` what the kernel replays.
 
     Attributes:
         card: Provenance: ``layers``, ``kinds``, ``model``, ``model_sha256``, ``probe``, ``precision`` and so on.
@@ -77,13 +76,13 @@ class TraceSet:
     split: NDArray[np.int64]
     kind: NDArray[np.int64]
     sampled: NDArray[np.int64]
-    signal: NDArray[np.float32]
-    agree: NDArray[np.float32]
-    kl: NDArray[np.float32]
-    dnll: NDArray[np.float32]
-    hidden: NDArray[np.float32]
-    margin: NDArray[np.float32]
-    entropy: NDArray[np.float32]
+    signal: Column
+    agree: Column
+    kl: Column
+    dnll: Column
+    hidden: Column
+    margin: Column
+    entropy: Column
     source: str = field(default="memory", compare=False)
 
     def __post_init__(self) -> None:
@@ -107,8 +106,35 @@ class TraceSet:
         for name, known in (("kind", len(self.kinds)), ("split", len(SPLITS))):
             if not ((getattr(self, name) >= 0) & (getattr(self, name) < known)).all():
                 raise BadFileError(f"{self.source}: column {name!r} names something that does not exist")
-        if not all(np.isfinite(getattr(self, name)).all() for name in PER_TOKEN):
+        # What lies on disk is looked at when it is read.
+        held = [name for name in PER_TOKEN if not isinstance(getattr(self, name), np.memmap)]
+        if not all(np.isfinite(getattr(self, name)).all() for name in held):
             raise BadFileError(f"{self.source}: a value is not finite")
+
+    def read(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
+        """Rows of a column with one for every token, in single precision.
+
+        Args:
+            name: One of ``PER_TOKEN``.
+            rows: Which rows, as NumPy takes them.
+
+        Raises:
+            BadFileError: A value is not finite.
+        """
+        found = np.ascontiguousarray(getattr(self, name)[rows], np.float32)
+        if not np.isfinite(found).all():
+            raise BadFileError(f"{self.source}: a value of column {name!r} is not finite", "record it again")
+        return found
+
+    @cached_property
+    def packed(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the kernel replays: (T, L - 1, 2) see ``scaled_signals``, and (T, L - 1, 3) disagreement, dNLL and KL.
+
+        Raises:
+            BadFileError: A value is not finite.
+        """
+        outcome = np.stack([1.0 - self.read("agree"), self.read("dnll"), self.read("kl")], 2)
+        return scaled_signals(self.read("signal")), outcome
 
     @property
     def layers(self) -> int:
@@ -160,7 +186,7 @@ class TraceSet:
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
         aside.mkdir(parents=True)
         try:
-            for name in _COLUMNS:
+            for name in _DIMENSIONS:
                 column = getattr(self, name)
                 # float16 keeps what a probe, a probability and a difference of nats are good for, at half the size.
                 np.save(aside / f"{name}.npy", column.astype(np.float16) if name in PER_TOKEN else column.astype(np.int32))
@@ -168,6 +194,33 @@ class TraceSet:
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def scaled_signals(signal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probe's outputs (..., 2) as they are observed, within [-1, 1].
+
+    Log-odds of agreement / 6, as exits are decided between 0.9 and 0.99, which a probability hardly tells apart; and
+    log10 of the predicted KL / 3 + 1, 1 for a nat or more and -1 for a millionth.
+    """
+    chance = np.clip(signal[..., 0].astype(np.float64), 1e-6, 1.0 - 1e-6)
+    kl = np.maximum(signal[..., 1].astype(np.float64), 1e-6)
+    scaled = np.stack([np.log(chance / (1.0 - chance)) / 6.0, np.log10(kl) / 3.0 + 1.0], -1)
+    return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+
+
+def content_sha256(card: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:
+    """Hash of a set's model, documents and columns, whatever precision they are held in.
+
+    Args:
+        card: With ``model_sha256``, ``kinds`` and ``keys``.
+        columns: All of them, by name.
+    """
+    digest = hashlib.sha256(json.dumps([card["model_sha256"], card["kinds"], card["keys"].split()]).encode())
+    for name in sorted(columns):
+        wide = np.float32 if name in PER_TOKEN else np.int64
+        for start in range(0, len(columns[name]), _CHUNK):
+            digest.update(np.ascontiguousarray(columns[name][start : start + _CHUNK], wide).tobytes())
+    return digest.hexdigest()
 
 
 def blank_trace(layers: int, prompt_tokens: int, tokens: int) -> TraceSet:
@@ -212,11 +265,11 @@ def _read(folder: Path) -> TraceSet:
         if card.get("format") != FORMAT:
             raise BadFileError(f"{folder} has trace format {card.get('format')!r}, not {FORMAT}", "record it again")
         columns: dict[str, Any] = {}
-        for name, (dtype, dimensions) in _COLUMNS.items():
-            column = np.load(folder / f"{name}.npy", allow_pickle=False)
+        for name, dimensions in _DIMENSIONS.items():
+            column = np.load(folder / f"{name}.npy", mmap_mode="r" if name in PER_TOKEN else None, allow_pickle=False)
             if column.ndim != dimensions:
                 raise BadFileError(f"{folder}: column {name!r} has {column.ndim} dimensions, not {dimensions}")
-            columns[name] = np.ascontiguousarray(column.astype(dtype))
+            columns[name] = column if name in PER_TOKEN else np.ascontiguousarray(column, np.int64)
         return TraceSet(card=card, source=str(folder), **columns)
     except FileNotFoundError as error:
         raise BadFileError(
@@ -226,16 +279,23 @@ def _read(folder: Path) -> TraceSet:
         raise BadFileError(f"{folder} is not a trace set: {error}") from None
 
 
-@cache
+@lru_cache(maxsize=32)
+def _loaded(folder: str, _written_ns: int) -> TraceSet:
+    return _read(Path(folder))
+
+
 def load_traces(name: str) -> TraceSet:
-    """Load a shipped trace set by name, or any by the path of its folder (a path has a separator or exists).
+    """Load a shipped trace set by name, or any by the path of its folder; the same set again is the same object.
 
     Raises:
         UnknownNameError: Neither a shipped set nor a folder.
         BadFileError: The folder is not a complete trace set of this format.
     """
     if name in trace_names():
-        return _read(Path(str(resources.files("clone_rl.envs") / "traces" / name)))
-    if Path(name).is_dir():
-        return _read(Path(name))
-    raise UnknownNameError("trace set", name, trace_names())
+        folder = Path(str(resources.files("clone_rl.envs") / "traces" / name))
+    elif Path(name).is_dir():
+        folder = Path(name).resolve()
+    else:
+        raise UnknownNameError("trace set", name, trace_names(), "or give a folder")
+    card = folder / "card.json"
+    return _loaded(str(folder), card.stat().st_mtime_ns if card.exists() else 0)

@@ -10,25 +10,31 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.rows import Rows
-from clone_rl.envs.single import _SEEDS
-from clone_rl.envs.world import figures
-from clone_rl.errors import BadValueError
+from clone_rl.envs.figures import named
+from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
+from clone_rl.envs.rows import Outcome, Rows
+from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.single import SEEDS
+from clone_rl.envs.state import N_COSTS
+from clone_rl.errors import BadValueError, UnknownNameError
+
+_MODES = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)}
 
 
 class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
-    """N rows of the kernel with same-step autoreset and a time limit of its own.
+    """N rows of the kernel with a time limit of their own.
 
     Args:
         num_envs: Rows, >= 1.
         max_episode_steps: Steps after which an episode is truncated; None means never.
-        scenario, split, groups, **changes: As in the single environments.
+        autoreset_mode: ``"SameStep"``, or ``"Disabled"``: a row that is over stays as it is, with reward 0, until
+            ``reset(options={"reset_mask": mask})`` starts its next request.
+        scenario, split, reward, cost, **changes: As in the single environments.
 
     Raises:
         CloneRLError: A name, a file or a value is wrong.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     _kind: ClassVar[str]
 
     def __init__(
@@ -36,69 +42,124 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
-        scenario: str = "default",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        scenario: str | dict[str, Any] | Scenario = "default",
         split: str = "train",
-        groups: int | None = None,
+        reward: str | Reward | None = None,
+        cost: str | Cost | None = None,
         **changes: Any,
     ) -> None:
         if num_envs < 1:
             raise BadValueError(f"num_envs is {num_envs}", "at least 1")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise BadValueError(f"max_episode_steps is {max_episode_steps}", "at least 1, or None")
         if render_mode is not None:
             raise BadValueError(f"render_mode {render_mode!r}", "a vector environment does not render")
-        self.control = load_control(self._kind, scenario, split, groups, **changes)
+        mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
+        if mode not in _MODES:
+            raise UnknownNameError("autoreset mode", str(mode), _MODES)
+        self.metadata = {"render_modes": [], "autoreset_mode": _MODES[mode]}
+        self._autoreset = _MODES[mode] is AutoresetMode.SAME_STEP
+        self.control = load_control(self._kind, scenario, split, **changes)
         self.num_envs = num_envs
         self.render_mode = None
         self.single_observation_space = self.control.observation_space
         self.single_action_space = self.control.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._reward = None if reward is None else check_reward(reward)
+        self._cost = None if cost is None else check_cost(cost)
         self._rows = Rows(self.control.world, num_envs, len(self.control.heads))
         self._limit = max_episode_steps or 0
         self._seeds: NDArray[np.int64] | None = None
-        self._episodes = np.zeros(num_envs, np.int64)
+        self._sums = np.zeros((num_envs, len(self._reward.terms) if self._reward else 0))
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start a request in every row; an integer seed gives row i seed + i. There are no options."""
-        if options:
-            raise BadValueError(f"reset options {options}", "only the single environments take any")
+        """Start a request in every row; an integer seed gives row i seed + i.
+
+        Without autoreset, ``options={"reset_mask": mask}``, (N,) bool, starts only the rows that it names.
+
+        Raises:
+            BadValueError: Seeds or mask are not one for each row, or there are other options.
+        """
+        mask = self._mask(options)
         if isinstance(seed, list):
             if len(seed) != self.num_envs or any(s is None for s in seed):
                 raise BadValueError(f"{len(seed)} seeds", f"an integer, or {self.num_envs} of them")
             self._seeds = np.array(seed, np.int64)
         elif seed is not None or self._seeds is None:
             super().reset(seed=seed)
-            first = int(self.np_random.integers(_SEEDS)) if seed is None else seed
+            first = int(self.np_random.integers(SEEDS)) if seed is None else seed
             self._seeds = first + np.arange(self.num_envs)
-        if seed is not None or not self._rows.state["tokens"].any():
-            self._episodes = np.zeros(self.num_envs, np.int64)
-        else:
-            self._episodes = self._rows.state["episode"] + 1
-        return self._rows.reset(self._seeds, self._episodes), {"cost": np.zeros((self.num_envs, 3))}
+        begun = self._rows.state["tokens"] > 0
+        if not (begun | mask).all():
+            raise BadValueError("rows have not been started", "reset without a mask first")
+        episodes = np.where(begun & (seed is None), self._rows.state["episode"] + 1, 0)
+        self._sums[mask] = 0.0
+        observation = self._rows.reset(self._seeds, episodes, chosen=mask)
+        return observation, {"cost": self._costs(np.zeros((self.num_envs, self._rows.amounts)))}
+
+    def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        unknown = set(options or {}) - {"reset_mask"}
+        if unknown:
+            raise BadValueError(f"reset options {sorted(unknown)}", "reset_mask is the only one")
+        if not options:
+            return np.ones(self.num_envs, np.bool_)
+        if self._autoreset:
+            raise BadValueError("reset_mask with autoreset_mode 'SameStep'", "rows restart by themselves; use 'Disabled'")
+        mask = options["reset_mask"]
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise BadValueError(f"reset_mask {mask!r}", f"a bool array of {self.num_envs} with at least one true")
+        return mask
+
+    def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
 
     def step(
         self, actions: Any
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Take one decision in every row; finished rows begin their next request in the same step."""
-        out = self._rows.step(self.control.check(actions, self.num_envs), self._limit, autoreset=True)
-        info: dict[str, Any] = {"cost": out.cost}
-        ended = out.terminated | out.truncated
-        if ended.any():
-            last = np.full(self.num_envs, None, object)
-            for row in np.flatnonzero(ended):
-                last[row] = out.final_observation[row]
-            final = {}
-            for name, value in figures(out.final_state[ended]).items():
-                final[name] = np.zeros(self.num_envs, value.dtype)
-                final[name][ended] = value
-            info |= {
-                "final_obs": last,
-                "_final_obs": ended,
-                "final_info": {"cost": out.cost, "_cost": ended, "figures": final, "_figures": ended},
-                "_final_info": ended,
-            }
-        return out.observation, out.reward, out.terminated, out.truncated, info
+        """Take one decision in every row.
+
+        Raises:
+            BadValueError: Not actions of the space, or the environment was never reset.
+        """
+        if self._seeds is None:
+            raise BadValueError("no episode is running", "call reset")
+        out = self._rows.step(self.control.check(actions, self.num_envs), self._limit, self._autoreset)
+        reward, cost = out.reward, self._costs(out.amounts)
+        if self._reward:
+            terms = np.asarray(self._reward(out.amounts))
+            self._sums += terms
+            reward = terms.sum(1)
+        info: dict[str, Any] = {"cost": cost}
+        if out.count:
+            info |= self._finals(out, cost)
+        return out.observation, reward, out.terminated, out.truncated, info
+
+    def _finals(self, out: Outcome, cost: NDArray[np.float64]) -> dict[str, Any]:
+        """What the infos of episodes that just ended add, in Gymnasium's form: arrays, and masks of who has a value."""
+        ended = out.ended
+        values = np.zeros(self._rows.last_figures.shape)
+        values[ended] = self._rows.last_figures[ended]
+        final: dict[str, Any] = dict(named(values))
+        if self._reward:
+            sums = np.where(ended[:, None], self._sums, 0.0)
+            final["reward_terms"] = dict(zip(self._reward.terms, sums.T, strict=True))
+            self._sums[ended] = 0.0
+        final |= {f"_{name}": ended for name in final}
+        if not self._autoreset:
+            return final
+        last = np.full(self.num_envs, None, object)
+        for row in np.flatnonzero(ended):
+            last[row] = self._rows.last_observation[row].copy()
+        return {
+            "final_obs": last,
+            "_final_obs": ended,
+            "final_info": {"cost": cost, "_cost": ended, **final},
+            "_final_info": ended,
+        }
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, actions) which are allowed now, flat over the components."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
 from clone_rl.errors import BadValueError
@@ -47,7 +47,7 @@ def summarise(
 
     Args:
         name: Of the controller.
-        figures: Per request, see ``clone_rl.envs.world.figures``.
+        figures: Per request, see ``clone_rl.envs.figures.FIGURES``.
         strata: (R,) request type, which the bootstrap keeps in proportion.
         limits: ``within_limits`` tells whether all three are held.
         power_limit_w: Of the chip; average power above it is flagged as well.

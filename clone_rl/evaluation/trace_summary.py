@@ -51,9 +51,10 @@ def exit_figures(traces: TraceSet, rows: NDArray[np.bool_]) -> list[dict[str, fl
     found = []
     for exit_layer in range(1, traces.layers):
         at = (rows, exit_layer - 1)
-        agree, predicted = traces.agree[at], traces.signal[(*at, _AGREE)]
-        means = {"agreement": agree, "kl": traces.kl[at], "dnll": traces.dnll[at], "kl_predicted": traces.signal[(*at, _KL)]}
-        means |= {"margin": traces.margin[at], "entropy": traces.entropy[at]}
+        agree, signal = traces.read("agree", at), traces.read("signal", at)
+        predicted = signal[:, _AGREE]
+        means = {"agreement": agree, "kl_predicted": signal[:, _KL]}
+        means |= {name: traces.read(name, at) for name in ("kl", "dnll", "margin", "entropy")}
         figures = {name: float(values.mean(dtype=np.float64)) for name, values in means.items()}
         found.append(
             {"layer": exit_layer, **figures, "auc": auc(predicted, agree), "ece": calibration_error(predicted, agree)}

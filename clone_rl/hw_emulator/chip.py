@@ -354,28 +354,12 @@ def _check_asic(chip: Asic, source: str) -> None:
         )
 
 
-def parse_chip(table: dict[str, Any], source: str) -> Chip:
-    """Build a chip from a parsed TOML table.
-
-    Args:
-        table: The whole file.
-        source: Named in errors.
+def check_chip(chip: Chip, source: str) -> None:
+    """Whether the constants of a chip, each in its range, go together.
 
     Raises:
-        BadFileError: A key is unknown, missing or out of range, or values do not fit together.
+        BadFileError: They do not; ``source`` is named.
     """
-    table = dict(table)
-    cls, sections = (Board, _COMMON | _BOARD) if "board" in table else (Asic, _COMMON | _ASIC)
-    for name, section in sections.items():
-        if name in table:
-            table[name] = read_table(section, table[name], f"{source}: [{name}]", _MAY_BE_ZERO, _MAY_BE_NEGATIVE)
-    points = table.get("operating_points")
-    if not isinstance(points, list) or len(points) < 2:
-        raise BadFileError(f"{source}: [[operating_points]] needs at least two entries")
-    table["operating_points"] = tuple(
-        read_table(OperatingPoint, point, f"{source}: operating_points[{i}]") for i, point in enumerate(points)
-    )
-    chip: Chip = read_table(cls, table, source)
     for i, (low, high) in enumerate(zip(chip.operating_points, chip.operating_points[1:], strict=False)):
         if low.voltage_v >= high.voltage_v or low.frequency_hz >= high.frequency_hz:
             raise BadFileError(
@@ -406,6 +390,31 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
             raise BadFileError(f"{source}: [board]: overlap_power is {chip.board.overlap_power}", "1 (in turn) or more")
         if chip.dram is None:
             raise BadFileError(f"{source}: no [dram] table", "a board has external memory")
+
+
+def parse_chip(table: dict[str, Any], source: str) -> Chip:
+    """Build a chip from a parsed TOML table.
+
+    Args:
+        table: The whole file.
+        source: Named in errors.
+
+    Raises:
+        BadFileError: A key is unknown, missing or out of range, or values do not fit together.
+    """
+    table = dict(table)
+    cls, sections = (Board, _COMMON | _BOARD) if "board" in table else (Asic, _COMMON | _ASIC)
+    for name, section in sections.items():
+        if name in table:
+            table[name] = read_table(section, table[name], f"{source}: [{name}]", _MAY_BE_ZERO, _MAY_BE_NEGATIVE)
+    points = table.get("operating_points")
+    if not isinstance(points, list) or len(points) < 2:
+        raise BadFileError(f"{source}: [[operating_points]] needs at least two entries")
+    table["operating_points"] = tuple(
+        read_table(OperatingPoint, point, f"{source}: operating_points[{i}]") for i, point in enumerate(points)
+    )
+    chip: Chip = read_table(cls, table, source)
+    check_chip(chip, source)
     return chip
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Decision
 from clone_rl.envs.live import LiveRequest
 from clone_rl.envs.scenario import Scenario
-from clone_rl.envs.world import build_emulator
+from clone_rl.envs.world import build_emulators
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.ledger import Ledger
 from clone_rl.llm.documents import Document
@@ -46,7 +46,7 @@ class Generation:
         token_ids: The response's tokens.
         points: For each token, the operating point of each layer; -1 where the layer was skipped.
         emitted_s, due_s: For each token, when it left and when it was due, seconds from the request's start.
-        figures: Totals, see ``clone_rl.envs.world.figures``.
+        figures: Totals, see ``clone_rl.envs.figures.FIGURES``.
         slo: Name of the service level.
         ledger: What ran, as shapes.
     """
@@ -95,7 +95,7 @@ class LiveSession:
     def __init__(self, lm: LanguageModel, scenario: Scenario) -> None:
         self.lm, self.scenario = lm, scenario
         self.stepper = Stepper(lm)
-        self.emulator = build_emulator(scenario, lm.shape, lm.need_probe().dots)
+        self.emulator = build_emulators(scenario, lm.shape, lm.need_probe().dots)[0]
 
     def close(self) -> None:
         """Detach from the model."""

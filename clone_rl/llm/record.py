@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clone_rl.envs.trace import PER_TOKEN, SPLITS, TraceSet
+from clone_rl.envs.trace import PER_DOCUMENT, PER_TOKEN, SPLITS, TraceSet, content_sha256
 from clone_rl.errors import BadValueError
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.documents import Document, Responses, answered
@@ -28,8 +28,6 @@ from clone_rl.version import __version__
 
 Columns = dict[str, NDArray[Any]]
 """What is recorded of each token of one response, by name of the column; float16, as a trace set is stored."""
-
-_PER_DOCUMENT = ("prompt_tokens", "split", "kind", "sampled")
 
 
 class Kept(Protocol):
@@ -189,9 +187,6 @@ def _trace_set(
 def _with_figures(card: dict[str, Any], keys: list[str], columns: dict[str, Any]) -> TraceSet:
     """A trace set whose card counts and hashes what is in it."""
     counts = Counter(zip(columns["kind"].tolist(), columns["split"].tolist(), strict=True))
-    digest = hashlib.sha256(json.dumps([card["model_sha256"], card["kinds"], keys]).encode())
-    for name in sorted(columns):
-        digest.update(np.ascontiguousarray(columns[name]).tobytes())
     lengths = np.diff(columns["offset"])
     figures = {
         "requests": {kind: {split: counts[k, s] for s, split in enumerate(SPLITS)} for k, kind in enumerate(card["kinds"])},
@@ -199,10 +194,10 @@ def _with_figures(card: dict[str, Any], keys: list[str], columns: dict[str, Any]
         # The last token of a response needs no place in the context.
         "cut_by_context": int((columns["prompt_tokens"] + lengths > card["shape"]["context"]).sum()),
         "prompts_sha256": hashlib.sha256(" ".join(keys).encode()).hexdigest(),
-        "sha256": digest.hexdigest(),
         "keys": " ".join(keys),
     }
-    return TraceSet(card={**card, **figures}, **columns)
+    whole = {**card, **figures}
+    return TraceSet(card={**whole, "sha256": content_sha256(whole, columns)}, **columns)
 
 
 def keys_of(traces: TraceSet) -> list[str]:
@@ -213,7 +208,7 @@ def keys_of(traces: TraceSet) -> list[str]:
 def join(first: TraceSet, second: TraceSet) -> TraceSet:
     """One set of the documents of two whose origins are alike (see ``check_alike``), in order."""
     kinds = sorted({*first.kinds, *second.kinds})
-    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in (*PER_TOKEN, *_PER_DOCUMENT)}
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in (*PER_TOKEN, *PER_DOCUMENT)}
     columns["kind"] = np.concatenate([np.array([kinds.index(k) for k in one.kinds])[one.kind] for one in (first, second)])
     columns["offset"] = np.concatenate([first.offset, first.offset[-1] + second.offset[1:]])
     added = {name: second.card[name] for name in ("command", "version", "mode", "max_new_tokens")}

@@ -79,7 +79,6 @@ class Unfinished:
             out.rename(_earlier(self.folder))
         ready.rename(out)
         shutil.rmtree(self.folder)
-        load_traces.cache_clear()
 
 
 def _earlier(folder: Path) -> Path:

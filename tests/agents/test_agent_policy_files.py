@@ -10,7 +10,7 @@ import pytest
 import clone_rl.agents.policy as policy_module
 from clone_rl.agents.policy import Policy, load_policy, policy_names
 from clone_rl.agents.rollout import run_requests
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.errors import PolicyFileError, UnknownNameError
 
 

@@ -9,7 +9,7 @@ import pytest
 import clone_rl.agents
 import clone_rl.hw_emulator
 import clone_rl.llm
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.llm.model import load_model
 
 pytest_plugins = ["cli_running"]

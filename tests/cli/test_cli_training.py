@@ -125,7 +125,7 @@ def test_an_interrupted_training_keeps_its_checkpoint_and_can_be_finished(run_cl
 def test_a_demo_does_the_three_jobs_and_says_what_is_documented(run_cli, here, monkeypatch):
     # Tuning on the shipped traces takes most of the time and has tests of its own.
     for module in ("clone_rl.agents.ppo", "clone_rl.cli.controllers"):
-        monkeypatch.setattr(f"{module}.tune_pace", lambda control, *_: Pace(len(control.world.points), 0.97, 2.0, 0, 1))
+        monkeypatch.setattr(f"{module}.tune_pace", lambda control, *_: Pace(control.points, 0.97, 2.0, 0, 1))
     monkeypatch.setattr("clone_rl.agents.ppo._CLONE_STEPS", 20)
     result = run_cli("demo", "--steps", "8192", "--runs", "runs", "--max-new-tokens", "12", "--json").json
     assert set(result) == {"run_dir", "controllers", "generation"}

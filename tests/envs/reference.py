@@ -30,7 +30,7 @@ def uniform(seed, episode, stream, index):
 def start(control, seed, episode=0):
     """A request at its beginning."""
     scenario, traces, points = control.scenario, control.traces, control.emulator.points
-    documents = control.world.documents
+    documents = control.traces.documents("train")
     document = int(documents[int(uniform(seed, episode, REQUEST, 0) * len(documents))])
     level = scenario.slo[int(uniform(seed, episode, REQUEST, 1) * len(scenario.slo))]
     slack = scenario.slack_low + (scenario.slack_high - scenario.slack_low) * uniform(seed, episode, REQUEST, 2)
@@ -64,6 +64,8 @@ def start(control, seed, episode=0):
         layer=0,
         done=False,
         due=level.ttft_s * slack,
+        spent=0.0,
+        heat=0.0,
         agree=0.5,
         agree_before=0.5,
         kl=1.0,
@@ -108,23 +110,35 @@ def elsewhere(s):
 
 
 def pass_time(s, seconds, heat):
+    """The clock runs on; what has warmed the die counts from the next step on, or layer in token control."""
     s.clock += seconds
-    if seconds > 0:
-        s.die, s.package = warm(s.control.emulator.constants[0], s.die, s.package, heat / seconds, seconds)
-    while s.slot < int(s.clock / s.control.scenario.interference.slot_s):
+    s.spent += seconds
+    s.heat += heat
+    while s.clock >= (s.slot + 1) * s.control.scenario.interference.slot_s:
         s.slot += 1
         draw = uniform(s.seed, s.episode, INTERFERENCE, s.slot)
         s.busy = draw >= s.to_idle if s.busy else draw < s.to_busy
+
+
+def settle(s):
+    if s.spent > 0:
+        s.die, s.package = warm(s.control.emulator.constants[0], s.die, s.package, s.heat / s.spent, s.spent)
+    s.spent = s.heat = 0.0
 
 
 def exit_allowed(s):
     return s.token > 0 and s.layer > 0
 
 
+def group_of(s, layer):
+    return layer * s.control.scenario.groups // s.control.traces.layers
+
+
 def change_allowed(s):
     return {
         "layer": True,
         "token": s.layer == 0,
+        "group": group_of(s, s.layer) != group_of(s, s.layer - 1),
         "phase": s.layer == 0 and s.token <= 1,
         "request": s.layer == 0 and s.token == 0,
     }[s.control.scenario.granularity]
@@ -170,12 +184,14 @@ def emit(s, depth):
         joules += float(s.control.emulator.constants[0]["wake_j"])
         s.energy["idle"] += joules
         pass_time(s, seconds, joules - seconds * memory_w * elsewhere(s))
+        settle(s)
 
 
 def finish_token(s, depth, seconds, heat):
     head_s, head_j, head_heat = work(s, HEAD)
     s.energy["head"] += head_j
     pass_time(s, seconds + head_s, heat + head_heat)
+    settle(s)
     emit(s, depth)
 
 
@@ -216,6 +232,7 @@ def run_layer(s, point):
         finish_token(s, s.layer, seconds, heat)
         return
     pass_time(s, seconds, heat)
+    settle(s)
     if s.token > 0 and s.control.scenario.probe:
         signal = traces.signal[s.first + s.token]
         s.agree_before = float(signal[0, 0]) if s.layer == 1 else s.agree

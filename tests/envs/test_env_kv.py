@@ -1,19 +1,14 @@
 """Keys and values of the layers that an exit skips: filled at once, owed, or never there."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import ENERGY_TERMS, MAX_LAYERS, energy_j, need_s
+from clone_rl.envs.kernel import need_s
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import load_scenario
-from clone_rl.envs.trace import blank_trace
-from clone_rl.envs.world import build_emulator, build_world
-from clone_rl.errors import BadValueError
+from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.hw_emulator.emulator import LAYER
 from clone_rl.hw_emulator.ledger import KV
 
@@ -57,16 +52,20 @@ def test_an_exit_charges_the_head_and_nothing_else(trace_folder, kv):
     rows = prefilled(begin(trace_folder, kv, probe=False, policy_macs=0))
     before, after = play(rows, 4, 4), play(rows, EXIT)
     assert {name for name in ENERGY_TERMS if after[name] != before[name]} == {"head_j"}
-    assert after["missing"][:10].tolist() == [0, 0] + [1] * 8
+    assert rows.missing[0].tolist() == [0, 0] + [1] * 8
 
 
 def test_what_is_missing_is_counted_by_layer_and_paid_by_who_owes_it(trace_folder):
     rows = {kv: prefilled(begin(trace_folder, kv, seed=1)) for kv in KV}
-    missing = {kv: play(r, 4, EXIT, 4, 4, 4, EXIT, 4, 4)["missing"][:10].tolist() for kv, r in rows.items()}
-    assert missing["propagate"] == [0] * 10
+    for r in rows.values():
+        play(r, 4, EXIT, 4, 4, 4, EXIT, 4, 4)
+    missing = {kv: r.missing[0].tolist() for kv, r in rows.items()}
+    assert missing["propagate"] == [0]
     assert missing["exact"] == [0, 0, 0] + [2] * 7  # the second token brought layers 1 and 2 up to date
     assert missing["skip"] == [0, 1, 1] + [2] * 7
-    kept = {kv: play(r, *[4] * 8)["missing"][:10].tolist() for kv, r in rows.items()}
+    for r in rows.values():
+        play(r, *[4] * 8)
+    kept = {kv: r.missing[0].tolist() for kv, r in rows.items()}
     assert kept["exact"] == [0] * 10
     assert kept["skip"] == missing["skip"]
 
@@ -83,15 +82,16 @@ def test_a_full_token_after_exits_takes_at_least_what_it_takes_alone_and_less_th
     for kv, leaves in (("exact", True), ("propagate", False)):
         rows = begin(trace_folder, kv, **quiet)
         rows.reset(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([long]))
-        rows.state["busy"], rows.world.rules[0]["slowdown"] = 0, 1.0
-        leave = len(rows.world.points)
+        rows.state["busy"], rows.state["slowdown"] = 0, 1.0
+        leave = rows.world.prices.rates.shape[1]
         play(rows, *[leave - 1] * 10)
         for _ in range(exits):
             play(rows, *([leave - 1] * depth + [leave] if leaves else [leave - 1] * 10))
         rows.state["die_c"] = rows.state["package_c"] = 25.0
+        rows.state["growth"] = 1.0
         before = rows.state[0].copy()
         after = play(rows, *[leave - 1] * 10)
-        took[kv] = (energy_j(after) - energy_j(before), after["clock_s"] - before["clock_s"], after, before)
+        took[kv] = (after["energy_j"] - before["energy_j"], after["clock_s"] - before["clock_s"], after, before)
     (joules, seconds, after, before), (alone_j, alone_s, alone_after, alone_before) = took["exact"], took["propagate"]
     assert alone_j < joules < (exits + 1) * alone_j
     assert alone_s < seconds <= (exits + 1) * alone_s * (1 + 1e-9)
@@ -126,9 +126,9 @@ def test_the_time_to_finish_counts_the_tokens_that_are_owed_layer_by_layer(trace
         if j >= s["layer"]
     )
     stall, _ = emulator.switch(int(s["point"]), 2)
-    slowdown = rows.world.rules[0]["slowdown"] if s["busy"] else 1.0
-    head = rows.world.head_s[2]
-    assert need_s(rows.state[0], rows.world, 2) == pytest.approx((expected + head) * slowdown + stall, rel=1e-12)
+    slowdown = s["slowdown"] if s["busy"] else 1.0
+    head = rows.world.prices.head_s[0, 2]
+    assert need_s(rows.state[0], rows.missing[0], rows.world, 2) == pytest.approx((expected + head) * slowdown + stall, rel=1e-12)
 
 
 def test_what_is_still_owed_at_the_end_is_never_computed(trace_folder):
@@ -136,7 +136,7 @@ def test_what_is_still_owed_at_the_end_is_never_computed(trace_folder):
     while not rows.state["done"].all():
         play(rows, 5, EXIT)
     assert (rows.state["kv_fill_j"] == 0).all()
-    assert (rows.state["missing"][:, 1] == rows.state["tokens"] - 1).all()
+    assert (rows.missing[:, 1] == rows.state["tokens"] - 1).all()
 
 
 @pytest.mark.parametrize("kv", ["exact", "skip"])
@@ -144,21 +144,8 @@ def test_the_next_request_misses_nothing(trace_folder, kv):
     rows = prefilled(begin(trace_folder, kv, count=16))
     while not (rows.state["episode"] > 0).all():
         for action in (5, EXIT):
+            lacked = rows.missing.any(1)
             out = rows.step(np.full((16, 1), action), autoreset=True)
             for i in np.flatnonzero(out.terminated):
-                assert out.final_state[i]["missing"].any()
-                assert not rows.state[i]["missing"].any()
-
-
-def test_a_model_that_is_too_deep_to_count_is_refused_unless_caches_are_filled_at_once(traces):
-    scenario, layers = load_scenario("default"), MAX_LAYERS + 1
-    shape = dataclasses.replace(load_control("layer").emulator.workload, layers=layers, hidden_size=64, ff_size=64)
-    blank = blank_trace(layers, 4, 4)
-    for kv in KV:
-        deep = dataclasses.replace(scenario, kv=kv, chip="asic28-lpddr4")
-        emulator = build_emulator(deep, shape)
-        if kv == "propagate":
-            assert build_world(deep, blank, "train", emulator).rules[0]["layers"] == layers
-        else:
-            with pytest.raises(BadValueError, match="129 layers"):
-                build_world(deep, blank, "train", emulator)
+                assert lacked[i]
+                assert not rows.missing[i].any()

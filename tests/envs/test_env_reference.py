@@ -6,10 +6,9 @@ import pytest
 import reference
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import ENERGY_TERMS
+from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference, Weights
-from clone_rl.envs.world import figures
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import stored_workload
 
@@ -26,6 +25,9 @@ SETTINGS = {
     "per token, delayed": {"granularity": "token", "decision_delay": 1, "deadline": "per-token"},
     "crowded": {"interference": Interference(3.0, 1e-4, 3e-4, 5e-4), "slack_low": 0.5, "slack_high": 0.5},
     "quiet": {"interference": Interference(1.0), "weights": Weights(0.0, 0.5, 7.0)},
+    "per group": {"granularity": "group", "groups": 3},
+    "per group, delayed": {"granularity": "group", "groups": 4, "decision_delay": 1},
+    "warm, linear regulator": {"ambient_c": 60.0, "regulator": "ldo"},
     "streamed": {"chip": "asic28-lpddr4", "policy_macs": 900},
     "board": {"chip": "orin-agx", "policy_macs": 900, "interference": Interference(slot_s=0.1, mean_idle_s=2, mean_busy_s=1)},
     "exact": {"kv": "exact", "signals": ("margin", "norm", "depth")},
@@ -52,7 +54,7 @@ def assert_same_request(kernel, s):
 @pytest.mark.parametrize("kind", ["layer", "token"])
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
 def test_the_kernel_equals_the_readable_reference(trace_folder, kind, changes):
-    run_beside_reference(load_control(kind, groups=4, traces=trace_folder, **changes), kind)
+    run_beside_reference(load_control(kind, traces=trace_folder, **{"groups": 4, **changes}), kind)
 
 
 def run_beside_reference(control, kind):
@@ -75,7 +77,7 @@ def run_beside_reference(control, kind):
             assert out.reward[0] == pytest.approx(expected, rel=1e-9, abs=1e-12)
             assert bool(out.terminated[0]) == s.done
             assert_same_request(rows.state[0], s)
-        result = figures(rows.state)
+        result = rows.figures()
         assert result["energy_j"][0] == pytest.approx(sum(s.energy.values()), rel=1e-9)
         assert result["energy_j"][0] == sum(result[name][0] for name in ENERGY_TERMS)
         assert result["document"][0] == s.document

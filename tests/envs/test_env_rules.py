@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import ENERGY_TERMS, OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
+from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference
 from clone_rl.envs.signals import EXTRA_SIGNALS
-from clone_rl.envs.world import figures
 from clone_rl.hw_emulator.ledger import KV
 
 TOP, EXIT = 7, 8
@@ -72,10 +72,10 @@ def test_observations_stay_in_their_bounds_and_energy_adds_up(trace_folder, seed
         assert (np.abs(out.observation) <= 1).all()
         assert (rows.state["due_s"] > 0).all()
         rewards += out.reward
-        costs += out.cost
+        costs += out.amounts[:, :3]
         if out.terminated.all():
             break
-    result = figures(rows.state)
+    result = rows.figures()
     np.testing.assert_array_equal(result["energy_j"], sum(result[name] for name in ENERGY_TERMS))
     np.testing.assert_allclose(rewards, sum(result[f"reward_{name}"] for name in ("energy", "late", "disagree", "kl")))
     np.testing.assert_allclose(costs, np.stack([result[name] for name in ("late", "disagree", "dnll")], 1), atol=1e-12)
@@ -99,7 +99,7 @@ def test_when_tokens_are_due_and_which_count_as_late(trace_folder, deadline, car
         for i in np.flatnonzero((rows.state["token"] > token) & ~done):
             s = rows.state[i]
             late[i] += s["last_s"] > due[i]
-            assert out.cost[i, 0] == (s["last_s"] > due[i])
+            assert out.amounts[:, :3][i, 0] == (s["last_s"] > due[i])
             expected = s["ttft_s"] + s["token"] * s["tpot_s"] if carries else s["last_s"] + s["tpot_s"]
             assert s["due_s"] == pytest.approx(expected, rel=1e-12)
         done = out.terminated
@@ -236,17 +236,18 @@ def test_full_depth_costs_no_quality_and_exits_cost_what_the_traces_say(control)
 
 
 def test_the_lowest_feasible_point_is_feasible_and_the_one_below_is_not(control):
-    from clone_rl.envs.kernel import lowest_feasible, need_s
+    from clone_rl.envs.kernel import look_ahead, need_s
 
     rows, rng, kinds = begin(control, 0, 16), np.random.default_rng(0), set()
     for _ in range(60):
-        for s in rows.state:
-            lowest, left = lowest_feasible(s, control.world), s["due_s"] - s["clock_s"]
+        for s, missing in zip(rows.state, rows.missing, strict=True):
+            (need, lowest), left = look_ahead(s, missing, control.world, TOP), s["due_s"] - s["clock_s"]
             kinds.add(lowest)
+            assert need == pytest.approx(need_s(s, missing, control.world, TOP), rel=1e-12)
             if lowest < TOP:
-                assert need_s(s, control.world, lowest) <= left
+                assert need_s(s, missing, control.world, lowest) <= left * (1 + 1e-12)
             if lowest > 0:
-                assert need_s(s, control.world, lowest - 1) > left
+                assert need_s(s, missing, control.world, lowest - 1) > left * (1 - 1e-12)
         rows.step(rng.integers(0, 8, (16, 1)))
     assert len(kinds) > 4
 

@@ -2,7 +2,7 @@ import gymnasium as gym
 import pytest
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.scenario import Interference, Scenario, load_scenario, parse_scenario, scenario_names
+from clone_rl.envs.scenario import Interference, Scenario, scenario_names
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
 
 TABLE = {"name": "mine", "chip": "asic28-sram", "traces": "default", "slo": [{"name": "a", "ttft_s": 0.02, "tpot_s": 5e-4}]}
@@ -10,11 +10,11 @@ TABLE = {"name": "mine", "chip": "asic28-sram", "traces": "default", "slo": [{"n
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_shipped_scenarios_load_under_their_own_name(name):
-    assert load_scenario(name).name == name
+    assert Scenario.load(name).name == name
 
 
 def test_a_small_table_is_a_scenario_with_defaults():
-    scenario = parse_scenario(TABLE, "mine.toml")
+    scenario = Scenario.parse(TABLE, "mine.toml")
     assert scenario.interference == Interference()
     assert scenario.deadline == "carry-over"
     assert scenario.probe is True
@@ -55,7 +55,7 @@ def test_an_unknown_name_gets_a_suggestion(trace_folder, arguments, suggestion):
 )
 def test_values_that_make_no_sense_are_refused(changes):
     with pytest.raises(BadValueError):
-        load_scenario("default", **changes)
+        Scenario.load("default", **changes)
 
 
 @pytest.mark.parametrize("groups", [0, 9])
@@ -83,7 +83,7 @@ def test_the_number_of_layer_groups_is_checked(trace_folder, groups):
 )
 def test_a_bad_scenario_table_is_refused_with_the_reason(change, message):
     with pytest.raises(BadFileError, match=message):
-        parse_scenario({**TABLE, **change}, "mine.toml")
+        Scenario.parse({**TABLE, **change}, "mine.toml")
 
 
 @pytest.mark.parametrize("content", [b"name = ", bytes(range(256)), None], ids=["not TOML", "binary", "missing"])
@@ -92,7 +92,7 @@ def test_a_bad_scenario_file_is_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BadFileError, match=r"scenario\.toml"):
-        load_scenario(str(path))
+        Scenario.load(str(path))
 
 
 def test_a_scenario_file_of_ones_own(tmp_path, trace_folder):

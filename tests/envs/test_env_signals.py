@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import load_scenario, parse_scenario
+from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.signals import BOUNDS, EXTRA_SIGNALS
 from clone_rl.envs.trace import HIDDEN
 from clone_rl.envs.world import observation_names
@@ -108,10 +108,10 @@ def test_spaces_and_both_kinds_of_environment_agree_on_the_width(trace_folder, e
 def test_a_file_and_a_list_may_name_signals_and_a_way_with_keys_and_values():
     levels = [{"name": "a", "ttft_s": 0.02, "tpot_s": 5e-4}]
     table = {"name": "mine", "chip": "asic28-sram", "traces": "default", "slo": levels}
-    scenario = parse_scenario({**table, "signals": ["margin"], "kv": "exact"}, "mine.toml")
+    scenario = Scenario.parse({**table, "signals": ["margin"], "kv": "exact"}, "mine.toml")
     assert (scenario.signals, scenario.kv) == (("margin",), "exact")
-    assert load_scenario("default", signals=["norm"]).signals == ("norm",)
-    assert load_scenario("default").signals == ()
+    assert Scenario.load("default", signals=["norm"]).signals == ("norm",)
+    assert Scenario.load("default").signals == ()
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_a_file_and_a_list_may_name_signals_and_a_way_with_keys_and_values():
 )
 def test_unknown_signals_and_ways_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
-        load_scenario("default", **changes)
+        Scenario.load("default", **changes)

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 import clone_rl
 from clone_rl.envs import ENV_IDS, check_env_id
-from clone_rl.envs.kernel import N_OBS, OBSERVATION
+from clone_rl.envs.observation import N_OBS, OBSERVATION
 from clone_rl.envs.single import LayerControlEnv
 from clone_rl.errors import BadValueError, UnknownNameError
 

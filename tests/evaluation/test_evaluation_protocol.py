@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clone_rl.agents.baselines import Fixed, Pace
-from clone_rl.agents.limits import Limits
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.evaluation.protocol import evaluate, summarise
 from clone_rl.evaluation.report import table, write_rows

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from clone_rl.agents.baselines import Fixed, Pace
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Interference, load_scenario
+from clone_rl.envs.scenario import Interference, Scenario
 from clone_rl.envs.trace import blank_trace
 from clone_rl.envs.world import build_world, figures
 from clone_rl.errors import BadValueError
@@ -64,7 +64,7 @@ class Script:
 
 @pytest.fixture(scope="module")
 def session(lm):
-    live = LiveSession(lm, load_scenario("default"))
+    live = LiveSession(lm, Scenario.load("default"))
     yield live
     live.close()
 
@@ -164,7 +164,7 @@ RULES = {
 )
 @pytest.mark.parametrize("rule", RULES)
 def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers, rule, changes):
-    scenario = load_scenario("default", policy_macs=1000, **changes)
+    scenario = Scenario.load("default", policy_macs=1000, **changes)
     live = LiveSession(lm, scenario)
     controller = RULES[rule](layers)
     answer = live.generate(PROMPT, controller, 9, GREEDY, seed=5)
@@ -202,7 +202,7 @@ def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers
 
 @pytest.mark.parametrize("changes", [{}, {"decision_delay": 1}])
 def test_the_clock_of_the_tokens(lm, layers, changes):
-    live = LiveSession(lm, load_scenario("default", **changes))
+    live = LiveSession(lm, Scenario.load("default", **changes))
     answer = live.generate(PROMPT, mixed(layers, 3), 10, GREEDY)
     live.close()
     assert len(answer.emitted_s) == len(answer.due_s) == len(answer.token_ids)
@@ -284,7 +284,7 @@ def test_the_service_level_is_named(session):
 
 
 def test_one_class_of_requests_is_one_target(lm):
-    scenario = load_scenario("default")
+    scenario = Scenario.load("default")
     only = replace(scenario, slo=scenario.slo[-1:], slack_low=1.0, slack_high=1.0)
     live = LiveSession(lm, only)
     answer = live.generate(PROMPT, performance(), 3, GREEDY)
@@ -311,7 +311,7 @@ def steady_chip(folder):
 
 @pytest.mark.parametrize("kv", KV)
 def test_the_ledger_of_shapes_costs_what_the_kernel_charged(lm, layers, tmp_path, kv):
-    quiet = load_scenario("default", policy_macs=1000, kv=kv, chip=steady_chip(tmp_path), interference=Interference(1.0))
+    quiet = Scenario.load("default", policy_macs=1000, kv=kv, chip=steady_chip(tmp_path), interference=Interference(1.0))
     live = LiveSession(lm, quiet)
     answer = live.generate(PROMPT, mixed(layers, 3), 14, GREEDY)
     cost = answer.ledger.total(live.emulator)

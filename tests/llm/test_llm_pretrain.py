@@ -8,7 +8,7 @@ import torch
 from test_llm_user_models import network, tokenizer
 
 import clone_rl.llm.windows as windows_module
-from clone_rl.envs.scenario import load_scenario
+from clone_rl.envs.scenario import Scenario
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.corpus import held_out
@@ -112,7 +112,7 @@ def test_a_released_model_loads_and_generates(released, run):
     lm = load_model(str(folder))
     assert lm.card == card
     assert (lm.shape.layers, lm.shape.hidden_size, lm.shape.vocab_size, lm.shape.context) == (3, 64, 300, 32)
-    live = LiveSession(lm, load_scenario("default"))
+    live = LiveSession(lm, Scenario.load("default"))
 
     class Early:
         def decide(self, observation):

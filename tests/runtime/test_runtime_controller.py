@@ -7,7 +7,7 @@ import pytest
 
 from clone_rl.agents.baselines import Fixed, Pace
 from clone_rl.agents.policy import Policy, load_policy
-from clone_rl.envs.kernel import OBSERVATION
+from clone_rl.envs.observation import OBSERVATION
 from clone_rl.errors import BadValueError, PolicyFileError, UnknownNameError
 from clone_rl.runtime import Decision, EmulatedActuator, RuntimeController
 

@@ -1,0 +1,114 @@
+"""The records that the kernel runs on: one request in flight, and the constants of a scenario."""
+
+from __future__ import annotations
+
+import numpy as np
+
+STATE = np.dtype(
+    [
+        # the totals of the episode
+        ("energy_j", "f8"),
+        ("layer_j", "f8"),
+        ("head_j", "f8"),
+        ("kv_fill_j", "f8"),
+        ("probe_j", "f8"),
+        ("policy_j", "f8"),
+        ("switch_j", "f8"),
+        ("idle_j", "f8"),
+        ("late", "f8"),
+        ("disagree", "f8"),
+        ("dnll", "f8"),
+        ("kl_sum", "f8"),
+        ("depth", "f8"),
+        ("switches", "f8"),
+        ("reward_energy", "f8"),
+        ("reward_late", "f8"),
+        ("reward_disagree", "f8"),
+        ("reward_kl", "f8"),
+        # the chip
+        ("die_c", "f8"),
+        ("package_c", "f8"),
+        ("growth", "f8"),  # of leakage at the die's temperature
+        ("clock_s", "f8"),
+        ("slowdown", "f8"),  # while the co-runner is busy
+        ("to_busy", "f8"),  # probability per slot
+        ("to_idle", "f8"),
+        # the request
+        ("ttft_s", "f8"),  # targets, slack included
+        ("tpot_s", "f8"),
+        ("first_s", "f8"),  # when the first token came
+        ("last_s", "f8"),  # when the last token came
+        ("due_s", "f8"),  # when the next token is due
+        ("length", "f8"),  # predicted response length, tokens
+        ("sure", "f8"),  # the probe at the last boundary read, as observed: see ``trace.scaled_signals``
+        ("sure_before", "f8"),
+        ("kl_shown", "f8"),
+        # who and where
+        ("seed", "i8"),
+        ("episode", "i8"),
+        ("step", "i8"),
+        ("slot", "i8"),
+        ("document", "i8"),
+        ("row", "i8"),  # first token of the document in the world's columns
+        ("prompt", "i8"),
+        ("tokens", "i8"),  # length of the response
+        ("token", "i8"),  # tokens emitted so far; 0 is prefill
+        ("layer", "i8"),  # next layer to run
+        ("left", "i8"),  # layers that the token before ran; 0 before the first
+        ("done", "i8"),
+        ("point", "i8"),
+        ("pending", "i8"),  # action that a decision delay holds back
+        ("busy", "i8"),
+        ("slo", "i8"),
+        ("variant", "i8"),  # which of the world's chips
+    ]
+)
+"""Everything about one request in flight, but for what ``kernel.Machine`` keeps beside it."""
+
+RULES = np.dtype(
+    [
+        ("layers", "i8"),
+        ("groups", "i8"),
+        ("slack_low", "f8"),
+        ("slack_high", "f8"),
+        ("target_low", "f8"),  # factor on both targets
+        ("target_high", "f8"),
+        ("slowdown_low", "f8"),
+        ("slowdown_high", "f8"),
+        ("slot_s", "f8"),
+        ("idle_low_s", "f8"),  # mean duration of the co-runner's pauses
+        ("idle_high_s", "f8"),
+        ("busy_low_s", "f8"),
+        ("busy_high_s", "f8"),
+        ("per_token", "i8"),
+        ("granularity", "i8"),
+        ("delay", "i8"),
+        ("probe", "i8"),
+        ("policy", "i8"),
+        ("kv", "i8"),  # index into ``hw_emulator.ledger.KV``
+        ("late", "f8"),
+        ("disagree", "f8"),
+        ("kl", "f8"),
+        ("context", "f8"),  # longest context, for the observation
+        ("max_ttft_s", "f8"),
+        ("max_tpot_s", "f8"),
+        ("max_length", "f8"),
+    ]
+)
+"""Constants of a scenario."""
+
+ENERGY_TERMS = ("layer_j", "head_j", "kv_fill_j", "probe_j", "policy_j", "switch_j", "idle_j")
+"""Fields of ``STATE`` that add up to ``energy_j``, the energy of a request."""
+
+REWARD_TERMS = ("reward_energy", "reward_late", "reward_disagree", "reward_kl")
+"""Fields of ``STATE`` that add up to the reward of an episode."""
+
+AMOUNTS = ("late", "disagree", "dnll", "kl", "energy", "switches", "tokens")
+"""What one step amounted to: late tokens, disagreements with full depth, nats of dNLL, nats of KL(full || exit), energy in
+units of one full-depth token at the top point, switches, and tokens emitted. Rewards and costs are made of these."""
+
+N_COSTS = 3
+"""The first of ``AMOUNTS`` are the constraint costs."""
+
+REQUEST_LEVEL, PHASE_LEVEL, TOKEN_LEVEL, GROUP_LEVEL, LAYER_LEVEL = range(5)
+PROPAGATE, EXACT, SKIP = 0, 1, 2
