@@ -18,7 +18,6 @@ from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
 from clone_rl.agents.constraints import Multiplier
-from clone_rl.envs.scenario import Limits
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.sb3 import Sb3VecEnv
@@ -27,6 +26,7 @@ from clone_rl.agents.warm_start import clone, demonstrations
 from clone_rl.envs import ENV_IDS, check_env_id
 from clone_rl.envs import vector as vector_envs
 from clone_rl.envs.control import load_control
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.files import replacing
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from clone_rl.agents.baselines import Pace
-from clone_rl.envs.scenario import Limits
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
+from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import TraceSet
 
 _AGREE_BARS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 2.0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from clone_rl.agents.baselines import Fixed
 from clone_rl.agents.controller import Controller
-from clone_rl.envs.scenario import Limits
 from clone_rl.agents.policy import is_policy_path, load_policy, policy_names
 from clone_rl.agents.tune import tune_pace
 from clone_rl.envs.control import Control
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import PolicyFileError, UnknownNameError
 
 BASELINES = ("performance", "powersave", "pace")

@@ -39,9 +39,7 @@ class Machine(structref.StructRefProxy):
         return structref.StructRefProxy.__new__(cls, *fields)
 
 
-structref.define_proxy(
-    Machine, _MachineType, ["world", "state", "missing", "pending", "last_observation", "last_figures"]
-)
+structref.define_proxy(Machine, _MachineType, ["world", "state", "missing", "pending", "last_observation", "last_figures"])
 
 
 class Outcome(NamedTuple):
@@ -128,9 +126,7 @@ def _step_first(state: Any, missing: Any, world: World, action: int, observation
 
 @njit(cache=True)
 def _reset_rows(machine: Any, seeds: Any, episodes: Any, documents: Any, chosen: Any, out: Any) -> None:
-    _reset_all(
-        machine.state, machine.missing, machine.pending, machine.world, seeds, episodes, documents, chosen, out
-    )
+    _reset_all(machine.state, machine.missing, machine.pending, machine.world, seeds, episodes, documents, chosen, out)
 
 
 @njit(cache=True)

@@ -257,7 +257,9 @@ class Scenario:
             chip = replace(chip, power=replace(chip.power, regulator=self.regulator))
         if self.ambient_c is not None:
             if not -273.15 < self.ambient_c < chip.thermal.throttle_c:
-                raise BadValueError(f"ambient_c is {self.ambient_c}", f"below {chip.thermal.throttle_c}, where throttling begins")
+                raise BadValueError(
+                    f"ambient_c is {self.ambient_c}", f"below {chip.thermal.throttle_c}, where throttling begins"
+                )
             chip = replace(chip, thermal=replace(chip.thermal, ambient_c=float(self.ambient_c)))
         check_chip(chip, f"{chip.name} in scenario {self.name}")
         return chip

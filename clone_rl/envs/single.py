@@ -86,7 +86,12 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
             observation, reward, terminated, amounts = self._rows.step_one(action)
         else:
             out = self._rows.step(self.control.check(action, 1))
-            observation, reward, terminated, amounts = out.observation[0], float(out.reward[0]), bool(out.count), out.amounts[0]
+            observation, reward, terminated, amounts = (
+                out.observation[0],
+                float(out.reward[0]),
+                bool(out.count),
+                out.amounts[0],
+            )
         if self._reward:
             terms = np.asarray(self._reward(amounts[None]))[0]
             self._sums += terms

@@ -44,7 +44,11 @@ def build_emulators(
 
     def loaded(each: object) -> Emulator:
         return Emulator(
-            each, workload, scenario.switching or None, signals=signals, policy_macs=scenario.policy_macs  # type: ignore[arg-type]
+            each,
+            workload,
+            scenario.switching or None,
+            signals=signals,
+            policy_macs=scenario.policy_macs,  # type: ignore[arg-type]
         )
 
     drawn = variants(chip, scenario.randomise)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
-from clone_rl.envs.scenario import Limits
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
 from clone_rl.evaluation.statistics import ratio_interval, resamples, wilson
 

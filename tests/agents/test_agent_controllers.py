@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clone_rl.agents.baselines import Fixed, Pace
-from clone_rl.envs.scenario import Limits
 from clone_rl.agents.rollout import charged_for, run_requests
 from clone_rl.agents.tune import exit_bars, tune_pace
 from clone_rl.envs.control import load_control
 from clone_rl.envs.observation import OBSERVATION
+from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError, UnknownNameError
 
 LOOSE = Limits(miss=0.2, disagree=0.05, dnll=0.05)

@@ -128,7 +128,9 @@ def test_the_time_to_finish_counts_the_tokens_that_are_owed_layer_by_layer(trace
     stall, _ = emulator.switch(int(s["point"]), 2)
     slowdown = s["slowdown"] if s["busy"] else 1.0
     head = rows.world.prices.head_s[0, 2]
-    assert need_s(rows.state[0], rows.missing[0], rows.world, 2) == pytest.approx((expected + head) * slowdown + stall, rel=1e-12)
+    assert need_s(rows.state[0], rows.missing[0], rows.world, 2) == pytest.approx(
+        (expected + head) * slowdown + stall, rel=1e-12
+    )
 
 
 def test_what_is_still_owed_at_the_end_is_never_computed(trace_folder):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from clone_rl.envs.control import load_control
 from clone_rl.envs.observation import OBSERVATION
-from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference
 from clone_rl.envs.signals import EXTRA_SIGNALS
+from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.hw_emulator.ledger import KV
 
 TOP, EXIT = 7, 8
@@ -76,7 +76,7 @@ def test_observations_stay_in_their_bounds_and_energy_adds_up(trace_folder, seed
         if out.terminated.all():
             break
     result = rows.figures()
-    np.testing.assert_array_equal(result["energy_j"], sum(result[name] for name in ENERGY_TERMS))
+    np.testing.assert_allclose(result["energy_j"], sum(result[name] for name in ENERGY_TERMS), rtol=1e-9)
     np.testing.assert_allclose(rewards, sum(result[f"reward_{name}"] for name in ("energy", "late", "disagree", "kl")))
     np.testing.assert_allclose(costs, np.stack([result[name] for name in ("late", "disagree", "dnll")], 1), atol=1e-12)
     weights = control.scenario.weights

@@ -26,7 +26,8 @@ def test_a_set_comes_back_as_it_was_saved_up_to_half_precision(traces, trace_fol
     loaded = load_traces(trace_folder)
     for name in COLUMNS:
         before, after = getattr(traces, name), getattr(loaded, name)
-        assert after.dtype == (np.float32 if before.dtype.kind == "f" else np.int64)
+        assert after.dtype == (np.float16 if before.dtype.kind == "f" else np.int64)
+        assert isinstance(after, np.memmap) == (before.dtype.kind == "f")
         np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-6)
     assert loaded.kinds == traces.kinds
     assert loaded.layers == 10

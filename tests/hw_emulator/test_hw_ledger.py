@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clone_rl.envs.control import load_control
-
 from clone_rl.envs.rows import Rows
 from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator import Emulator, Workload, load_chip
