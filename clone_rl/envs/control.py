@@ -48,7 +48,7 @@ def _workload(scenario: Scenario, traces: TraceSet) -> Workload:
     for name in ("hidden_size", "heads", "kv_heads", "ff_size", "vocab_size", "head_dim", "gated"):
         if here[name] != there[name]:
             raise BadValueError(
-                f"traces {scenario.traces!r} are of another model than {scenario.model!r}: {name} {there[name]}, not {here[name]}",
+                f"traces {scenario.traces!r} are not of {scenario.model!r}: {name} is {there[name]}, not {here[name]}",
                 "record traces of this model with clone-rl record",
             )
     return wanted

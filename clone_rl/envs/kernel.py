@@ -16,7 +16,8 @@ fewer positions (a layer with a window sees the last ones that it has).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -28,13 +29,22 @@ from clone_rl.envs.state import EXACT, GROUP_LEVEL, LAYER_LEVEL, PHASE_LEVEL, PR
 from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, warm, work_latency
 from clone_rl.hw_emulator.emulator import LAYER
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 HEAD, PROBE, POLICY = 0, 1, 2
 """Last axis of ``Prices.piece``."""
 
-# Compiled without reference counts, which would be nine tenths of a step: nothing in here keeps or makes an array. A call that
-# is not inlined passes every array of the world on the stack, which takes longer than most of what is called.
-compiled = njit(cache=True, _nrt=False, error_model="numpy")
-inlined = njit(cache=True, _nrt=False, forceinline=True, error_model="numpy")
+_OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
+
+
+def compiled(function: F) -> F:
+    """Compile without reference counts, which would be nine tenths of a step: what it runs neither keeps nor makes arrays."""
+    return cast(F, njit(**_OPTIONS)(function))
+
+
+def inlined(function: F) -> F:
+    """The same, into its callers: a call puts every array of the world on the stack, which takes longer than most callees."""
+    return cast(F, njit(forceinline=True, **_OPTIONS)(function))
 
 
 class World(NamedTuple):
@@ -126,7 +136,7 @@ def may_change(s: Any, rules: Any) -> bool:
         return True
     if rules.granularity == GROUP_LEVEL:
         # The first layer of a group: the one before it belongs to another.
-        return s.layer == 0 or s.layer * rules.groups // rules.layers != (s.layer - 1) * rules.groups // rules.layers
+        return bool(s.layer == 0 or s.layer * rules.groups // rules.layers != (s.layer - 1) * rules.groups // rules.layers)
     if s.layer > 0:
         return False
     return bool(rules.granularity == TOKEN_LEVEL or s.token == 0 or (rules.granularity == PHASE_LEVEL and s.token == 1))

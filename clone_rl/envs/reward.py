@@ -1,7 +1,7 @@
 """Rewards and constraint costs of a user's own, made of what a step amounted to.
 
-The scenario's ``weights`` are the built-in reward, which the kernel computes. Anything else is a callable from the amounts of N
-steps to their terms, and is given to an environment as an object, or by the name ``package.module:name``, which an
+The scenario's ``weights`` are the built-in reward, which the kernel computes. Anything else is a callable from the amounts
+of N steps to their terms, and is given to an environment as an object, or by the name ``package.module:name``, which an
 environment's specification can carry as text.
 """
 

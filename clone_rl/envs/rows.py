@@ -35,7 +35,7 @@ class Machine(structref.StructRefProxy):
         last_figures: (N, ...) rows of ``figures.write_figures`` likewise.
     """
 
-    def __new__(cls, *fields: Any) -> Any:
+    def __new__(cls, *fields: Any) -> Any:  # noqa: D102
         return structref.StructRefProxy.__new__(cls, *fields)
 
 
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
         terminated, truncated: (N,) bool; true of a row that is over until it is reset.
         ended: (N,) bool, whether this step ended the episode.
         amounts: (N, len(AMOUNTS)) float64, see ``state.AMOUNTS``.
-        count: How many episodes this step ended.
+        episodes: How many episodes this step ended.
     """
 
     observation: NDArray[np.float32]
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     truncated: NDArray[np.bool_]
     ended: NDArray[np.bool_]
     amounts: NDArray[np.float64]
-    count: int
+    episodes: int
 
 
 @inlined

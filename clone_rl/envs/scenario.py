@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
 from clone_rl.envs.randomise import Randomise
@@ -153,7 +153,7 @@ class Scenario:
     probe: bool = True
     kv: str = "propagate"
     signals: tuple[str, ...] = ()
-    randomise: Randomise = Randomise()
+    randomise: Randomise = field(default_factory=Randomise)
 
     def __post_init__(self) -> None:
         if self.switching:
@@ -276,7 +276,7 @@ _SECTIONS: tuple[tuple[str, type[Any], set[str]], ...] = (
 def _plain(value: Any) -> Any:
     """Objects of this module as tables and lists; everything else as it is."""
     if is_dataclass(value) and not isinstance(value, type):
-        table = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        table = {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
         return {name: each for name, each in table.items() if each is not None}
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}

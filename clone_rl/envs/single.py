@@ -132,8 +132,9 @@ class LayerControlEnv(_ControlEnv):
     ``action_masks()`` tells.
 
     ### Observation space
-    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.observation.OBSERVATION`` names the scalars; the scenario's ``signals`` add one
-    each (``clone_rl.envs.signals.EXTRA_SIGNALS``). All bounds are physical constants; no statistics need to be carried along.
+    ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.observation.OBSERVATION`` names the scalars; the scenario's ``signals``
+    add one each (``clone_rl.envs.signals.EXTRA_SIGNALS``). All bounds are physical constants; no statistics need to be
+    carried along.
 
     ### Reward
     Minus the energy of the step over that of one full-depth token at the top point, minus the scenario's weights times

@@ -134,7 +134,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
             self._sums += terms
             reward = terms.sum(1)
         info: dict[str, Any] = {"cost": cost}
-        if out.count:
+        if out.episodes:
             info |= self._finals(out, cost)
         return out.observation, reward, out.terminated, out.truncated, info
 

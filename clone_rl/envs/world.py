@@ -14,6 +14,7 @@ from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.envs.state import RULES
 from clone_rl.envs.trace import HIDDEN, SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.chip import Chip
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import Workload
@@ -42,13 +43,13 @@ def build_emulators(
     chip = scenario.load_chip()
     signals = probe_dots + sum(name in HIDDEN for name in scenario.signals)
 
-    def loaded(each: object) -> Emulator:
+    def loaded(each: Chip) -> Emulator:
         return Emulator(
             each,
             workload,
             scenario.switching or None,
             signals=signals,
-            policy_macs=scenario.policy_macs,  # type: ignore[arg-type]
+            policy_macs=scenario.policy_macs,
         )
 
     drawn = variants(chip, scenario.randomise)

@@ -11,7 +11,7 @@ from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference, Scenario
 from clone_rl.envs.trace import blank_trace
-from clone_rl.envs.world import build_world, figures
+from clone_rl.envs.world import build_prices, build_world
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.exits import exit_statistics
@@ -171,7 +171,8 @@ def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers
     live.close()
     tokens = len(answer.token_ids)
     trace = blank_trace(layers, len(lm.encode(PROMPT)), tokens)
-    rows = Rows(build_world(scenario, trace, "train", live.emulator), 1)
+    prices = build_prices((live.emulator,), trace)
+    rows = Rows(build_world(scenario, trace, "train", live.emulator.workload, prices), 1)
     rows.reset(np.array([5]), np.zeros(1, np.int64))
     told = []
     for action in controller.actions:
@@ -180,7 +181,7 @@ def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers
         rows.step(np.array([[action]]))
         told.append(float(rows.state[0]["clock_s"]) - before)
     assert rows.state[0]["done"]
-    replayed = {name: values[0].item() for name, values in figures(rows.state).items()}
+    replayed = {name: values[0].item() for name, values in rows.figures().items()}
     for name in (
         "energy_j",
         "time_s",
