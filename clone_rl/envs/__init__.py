@@ -24,6 +24,13 @@ def register() -> None:
             )
 
 
+def scenarios() -> list[str]:
+    """Names of the shipped scenarios, see ``clone_rl.envs.scenario.Scenario``."""
+    from clone_rl.envs.scenario import scenario_names
+
+    return scenario_names()
+
+
 def check_env_id(env_id: str) -> str:
     """The id itself.
 

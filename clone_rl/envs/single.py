@@ -89,7 +89,7 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
             observation, reward, terminated, amounts = (
                 out.observation[0],
                 float(out.reward[0]),
-                bool(out.count),
+                bool(out.terminated[0]),
                 out.amounts[0],
             )
         if self._reward:
