@@ -155,8 +155,8 @@ def exit_means(traces, split, agree_bar, kl_bar):
                 if traces.signal[row, layer, 0] >= np.float32(agree_bar) and traces.signal[row, layer, 1] <= np.float32(
                     kl_bar
                 ):
-                    wrong += 1 - traces.agree[row, layer]
-                    worse += traces.dnll[row, layer]
+                    wrong += 1 - float(traces.agree[row, layer])
+                    worse += float(traces.dnll[row, layer])
                     depth += layer + 1
                     break
             else:
