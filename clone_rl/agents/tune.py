@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from clone_rl.agents.baselines import Pace
-from clone_rl.agents.rollout import run_requests
+from clone_rl.agents.rollout import charged_for, run_requests
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import TraceSet
@@ -73,6 +73,7 @@ def tune_pace(
     agree_bar, kl_bar = exit_bars(control.traces, "train", limits)
     documents = control.traces.documents("train")
     base = Pace(control.points, agree_bar, kl_bar)
+    control = charged_for(control, base, "train")  # the overheads are the same for every setting
     scored = []
     for boost, floor in progress([(b, f) for b in range(3) for f in range(max(1, base.points - 3))]):
         pace = replace(base, boost=boost, floor=floor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -85,6 +85,9 @@ class Control:
 
     def serving(self, kind: str, scenario: Scenario, split: str) -> Self:
         """The same traces for a controller with other overheads, signals or actions, or on another split."""
+        if scenario == self.scenario:
+            world = build_world(scenario, self.traces, split, self.emulator.workload, self.prices)
+            return replace(self, kind=kind, world=world)
         return self.of(kind, scenario, self.traces, split)
 
     @property

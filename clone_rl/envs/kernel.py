@@ -25,14 +25,26 @@ from numpy.typing import NDArray
 
 from clone_rl.envs.prices import Prices, undisturbed
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
-from clone_rl.envs.state import EXACT, GROUP_LEVEL, LAYER_LEVEL, PHASE_LEVEL, PROPAGATE, SKIP, TOKEN_LEVEL
+from clone_rl.envs.state import (
+    DISAGREE,
+    DNLL,
+    ENERGY,
+    EXACT,
+    GROUP_LEVEL,
+    KL,
+    LATE,
+    LAYER_LEVEL,
+    PHASE_LEVEL,
+    PROPAGATE,
+    SKIP,
+    SWITCHES,
+    TOKEN_LEVEL,
+    TOKENS,
+)
 from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, warm, work_latency
-from clone_rl.hw_emulator.emulator import LAYER
+from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-HEAD, PROBE, POLICY = 0, 1, 2
-"""Last axis of ``Prices.piece``."""
 
 _OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
 
@@ -274,14 +286,14 @@ def _emit(s: Any, world: World, depth: int, amounts: Any) -> None:
     s.late += late
     s.depth += depth
     s.left = depth
-    amounts[0] += late
-    amounts[6] += 1.0
+    amounts[LATE] += late
+    amounts[TOKENS] += 1.0
     if depth < rules.layers:
         outcome = world.outcome[s.row + s.token, depth - 1]
         disagree, dnll, kl = float(outcome[0]), float(outcome[1]), float(outcome[2])
-        amounts[1] += disagree
-        amounts[2] += dnll
-        amounts[3] += kl
+        amounts[DISAGREE] += disagree
+        amounts[DNLL] += dnll
+        amounts[KL] += kl
         s.disagree += disagree
         s.dnll += dnll
         s.kl_sum += kl
@@ -398,7 +410,7 @@ def _act(s: Any, missing: Any, world: World, action: int, spent_s: float, heat_j
         wanted = min(wanted, top_point(s, world))
         if wanted != s.point:
             stall_s, stall_j = _switch(s, world, wanted)
-            amounts[5] += 1.0
+            amounts[SWITCHES] += 1.0
             spent_s += stall_s
             heat_j += stall_j
         seconds, more_j = _run_layer(s, missing, world)
@@ -425,9 +437,9 @@ def _score(s: Any, world: World, before_j: float, amounts: Any) -> float:
     """Settle the reward of a step, of which all but the energy is in the totals."""
     rules = world.rules[0]
     energy = (s.energy_j - before_j) / world.prices.reference_j[s.variant]
-    amounts[4] = energy
+    amounts[ENERGY] = energy
     s.reward_energy -= energy
-    return float(-energy - rules.late * amounts[0] - rules.disagree * amounts[1] - rules.kl * amounts[3])
+    return float(-energy - rules.late * amounts[LATE] - rules.disagree * amounts[DISAGREE] - rules.kl * amounts[KL])
 
 
 @inlined

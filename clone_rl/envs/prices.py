@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from clone_rl.hw_emulator.cost import switch_stall, work_cost
+from clone_rl.hw_emulator.cost import switch_parts, work_cost
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE, Emulator
 
 REFERENCE_CONTEXT = 64.0
@@ -45,7 +45,8 @@ class Prices(NamedTuple):
         layer: (V, K, C, P) records of ``PRICE``: the same layers.
         piece: (V, P, 3) records of ``PRICE``: the head, the probe, the controller's decision.
         head_s: (V, P) seconds of the head.
-        fill: (V, L + 1, F, P) records of ``PRICE``: caches of so many skipped layers, by context (the last stands for longer).
+        fill: (V, L, F, P) records of ``PRICE``: caches of so many skipped layers (never all), by context (the last stands for
+            longer).
         kind: (L,) index of each layer's kind.
         remaining: (L + 1, K) layers of each kind from a layer on.
         prefill: (1,) where the prompts begin.
@@ -111,22 +112,18 @@ def _switches(emulator: Emulator) -> NDArray[np.void]:
         for k, new in enumerate(points):
             if i == k:
                 continue
-            stall_s = switch_stall(chip, old, new)
-            charge_j = 0.5 * chip["domain_f"] * abs(new["voltage_v"] ** 2 - old["voltage_v"] ** 2)
-            waiting_j = stall_s * chip["dram_waiting_w"]
-            heat_j = charge_j + waiting_j * (1.0 - chip["dram_elsewhere"])
-            out[i, k] = (stall_s, charge_j + waiting_j, heat_j, min(old["leakage_w"], new["leakage_w"]))
+            stall_s, energy_j, leakage_w = switch_parts(chip, old, new)
+            heat_j = energy_j - stall_s * chip["dram_waiting_w"] * chip["dram_elsewhere"]
+            out[i, k] = (stall_s, energy_j, heat_j, leakage_w)
     return out
 
 
 def _fills(emulator: Emulator, longest: int) -> NDArray[np.void]:
-    """(layers + 1, contexts, points); one context stands for all where none matters."""
+    """(layers, contexts, points); one context stands for all where none matters."""
     contexts = np.arange(longest + 1.0)
     table = np.stack([_priced(emulator, emulator.kv_fill_row(n), 1.0, contexts) for n in range(emulator.workload.layers)])
-    table = np.concatenate([table, np.zeros_like(table[:1])])
     if all((table[name] == table[name][:, -1:]).all() for name in PRICE.fields or ()):
         table = table[:, -1:]
-    table[-1] = table[-2]  # all layers skipped never happens: the first one always runs
     return table
 
 

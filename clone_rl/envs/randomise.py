@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -101,8 +100,7 @@ def moved(chip: Chip, factors: Mapping[str, float]) -> Chip:
     known = constants(chip)
     for name, factor in factors.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UnknownNameError(f"constant of {chip.name}", name, near or known)
+            raise UnknownNameError(f"constant of {chip.name}", name, known)
         section, key = name.split(".")
         if section == "operating_points":
             points = [replace(point, **{key: getattr(point, key) * factor}) for point in chip.operating_points]

@@ -157,7 +157,6 @@ class Rows:
         state: (N,) records of ``STATE``; the truth about every row.
         missing: (N, ...) tokens whose keys and values each layer lacks, see ``Machine``.
         last_observation, last_figures: (N, ...) of the episodes that the last step ended, see ``Machine``.
-        amounts: How many ``state.AMOUNTS`` there are.
         width: Scalars of an observation: 16 and the scenario's extra signals.
         machine: What compiled loops take.
     """
@@ -165,7 +164,6 @@ class Rows:
     def __init__(self, world: World, count: int, action_width: int = 1) -> None:
         self.world, self.count = world, count
         self.width = N_OBS + len(world.chosen)
-        self.amounts = len(AMOUNTS)
         self.state = np.zeros(count, STATE)
         rules = world.rules[0]
         self.missing = np.zeros((count, 1 if rules["kv"] == PROPAGATE else rules["layers"]), np.int64)

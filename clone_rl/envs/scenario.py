@@ -18,7 +18,7 @@ from clone_rl.tables import load_toml, read_table, shipped
 
 GRANULARITIES = ("request", "phase", "token", "group", "layer")
 DEADLINES = ("carry-over", "per-token")
-MOST_GROUPS = 8
+MOST_GROUPS, DEFAULT_GROUPS = 8, 5
 """Layer groups: the cost of a PPO update grows with the number of action components."""
 
 
@@ -117,7 +117,8 @@ class Scenario:
         ambient_c: Ambient temperature, Celsius; None takes the chip's own.
         deadline: ``carry-over`` (token i is due at TTFT + i TPOT from the request's start) or ``per-token``.
         granularity: Where the operating point may change.
-        groups: Layer groups, of granularity ``group`` and of token control; at most the layers of the model.
+        groups: Layer groups, of granularity ``group`` and of token control, at most the layers of the model; None takes five,
+            or as many as there are layers.
         decision_delay: 0, or 1 for a decision that takes effect at the next boundary.
         policy_macs: Multiply-accumulates charged for each decision.
         probe: Whether the exit probe is read (and charged) at every boundary.
@@ -147,7 +148,7 @@ class Scenario:
     ambient_c: float | None = None
     deadline: str = "carry-over"
     granularity: str = "layer"
-    groups: int = 5
+    groups: int | None = None
     decision_delay: int = 0
     policy_macs: int = 0
     probe: bool = True
@@ -171,7 +172,7 @@ class Scenario:
             raise BadValueError(f"decision_delay is {self.decision_delay}", "0 or 1")
         if self.decision_delay and self.granularity == "request":
             raise BadValueError("granularity 'request' with decision_delay 1", "a delayed decision would never take effect")
-        if not 1 <= self.groups <= MOST_GROUPS:
+        if self.groups is not None and not 1 <= self.groups <= MOST_GROUPS:
             raise BadValueError(f"{self.groups} layer groups", f"1 to {MOST_GROUPS}")
         if self.policy_macs < 0:
             raise BadValueError(f"policy_macs is {self.policy_macs}", "0 or more")
@@ -232,9 +233,10 @@ class Scenario:
         if isinstance(classes, str | Mapping) or not isinstance(classes, Sequence):
             raise BadFileError(f"{source}: slo is not a list of tables", "write [[slo]]")
         table["slo"] = tuple(read_table(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes))
-        ambient_c = table.get("ambient_c")
-        if ambient_c is not None and (isinstance(ambient_c, bool) or not isinstance(ambient_c, int | float)):
-            raise BadFileError(f"{source}: ambient_c is {ambient_c!r}", "write a number")
+        for key, kind, wanted in (("ambient_c", int | float, "a number"), ("groups", int, "an integer")):
+            value = table.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise BadFileError(f"{source}: {key} is {value!r}", f"write {wanted}")
         return read_table(cls, table, source, {"decision_delay", "policy_macs"})
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from clone_rl.envs.render import Frame, ansi, draw
 from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Scenario
-from clone_rl.envs.state import N_COSTS
+from clone_rl.envs.state import AMOUNTS, LATE, N_COSTS, TOKENS
 from clone_rl.errors import BadValueError
 
 SEEDS = 2**31
@@ -67,7 +67,7 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
         self._running = True
         self._sums = np.zeros(len(self._reward.terms)) if self._reward else np.zeros(0)
         self._emitted: list[tuple[int, int, bool]] = []
-        return observation[0], {"cost": self._costs(np.zeros((1, self._rows.amounts)))[0]}
+        return observation[0], {"cost": self._costs(np.zeros((1, len(AMOUNTS))))[0]}
 
     def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
@@ -97,9 +97,9 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
             self._sums += terms
             reward = float(terms.sum())
         info: dict[str, Any] = {"cost": amounts[:N_COSTS] if self._cost is None else self._costs(amounts[None])[0]}
-        if self.render_mode is not None and amounts[-1]:
+        if self.render_mode is not None and amounts[TOKENS]:
             s = self._rows.state[0]
-            self._emitted.append((int(s["left"]), int(s["point"]), bool(amounts[0])))
+            self._emitted.append((int(s["left"]), int(s["point"]), bool(amounts[LATE])))
         if terminated:
             self._running = False
             found = named(self._rows.write_figures())

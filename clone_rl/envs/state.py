@@ -107,6 +107,8 @@ AMOUNTS = ("late", "disagree", "dnll", "kl", "energy", "switches", "tokens")
 """What one step amounted to: late tokens, disagreements with full depth, nats of dNLL, nats of KL(full || exit), energy in
 units of one full-depth token at the top point, switches, and tokens emitted. Rewards and costs are made of these."""
 
+LATE, DISAGREE, DNLL, KL, ENERGY, SWITCHES, TOKENS = range(len(AMOUNTS))
+
 N_COSTS = 3
 """The first of ``AMOUNTS`` are the constraint costs."""
 

@@ -15,7 +15,7 @@ from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
 from clone_rl.envs.rows import Outcome, Rows
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.single import SEEDS
-from clone_rl.envs.state import N_COSTS
+from clone_rl.envs.state import AMOUNTS, N_COSTS
 from clone_rl.errors import BadValueError, UnknownNameError
 
 _MODES = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)}
@@ -99,7 +99,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         episodes = np.where(begun & (seed is None), self._rows.state["episode"] + 1, 0)
         self._sums[mask] = 0.0
         observation = self._rows.reset(self._seeds, episodes, chosen=mask)
-        return observation, {"cost": self._costs(np.zeros((self.num_envs, self._rows.amounts)))}
+        return observation, {"cost": self._costs(np.zeros((self.num_envs, len(AMOUNTS))))}
 
     def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
         unknown = set(options or {}) - {"reset_mask"}

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import POLICY, PROBE, World
+from clone_rl.envs.kernel import World
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.prices import Prices, price_list
 from clone_rl.envs.randomise import variants
-from clone_rl.envs.scenario import DEADLINES, GRANULARITIES, Scenario
+from clone_rl.envs.scenario import DEADLINES, DEFAULT_GROUPS, GRANULARITIES, MOST_GROUPS, Scenario
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.envs.state import RULES
 from clone_rl.envs.trace import HIDDEN, SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import Chip
-from clone_rl.hw_emulator.emulator import Emulator
+from clone_rl.hw_emulator.emulator import POLICY, PROBE, Emulator
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import Workload
 
@@ -44,13 +44,7 @@ def build_emulators(
     signals = probe_dots + sum(name in HIDDEN for name in scenario.signals)
 
     def loaded(each: Chip) -> Emulator:
-        return Emulator(
-            each,
-            workload,
-            scenario.switching or None,
-            signals=signals,
-            policy_macs=scenario.policy_macs,
-        )
+        return Emulator(each, workload, scenario.switching or None, signals=signals, policy_macs=scenario.policy_macs)
 
     drawn = variants(chip, scenario.randomise)
     own = loaded(chip)
@@ -74,7 +68,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
         prices: What the chips take for the model's work.
 
     Raises:
-        BadValueError: The traces are of a model of another depth, or the split is empty.
+        BadValueError: The traces are of a model of another depth, it has fewer layers than groups, or the split is empty.
         BadFileError: A value of the traces is not finite.
         UnknownNameError: Unknown split.
     """
@@ -103,6 +97,15 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
     )
 
 
+def _groups(scenario: Scenario, workload: Workload) -> int:
+    most = min(MOST_GROUPS, workload.layers)
+    if scenario.groups is None:
+        return min(DEFAULT_GROUPS, most)
+    if scenario.groups > most:
+        raise BadValueError(f"{scenario.groups} layer groups", f"1 to {most}")
+    return scenario.groups
+
+
 def _rules(scenario: Scenario, workload: Workload) -> NDArray[np.void]:
     """(1,) record of ``RULES``."""
     other, ranges = scenario.interference, scenario.randomise
@@ -111,7 +114,7 @@ def _rules(scenario: Scenario, workload: Workload) -> NDArray[np.void]:
     rules = np.zeros(1, RULES)
     for name, value in {
         "layers": workload.layers,
-        "groups": min(scenario.groups, workload.layers),
+        "groups": _groups(scenario, workload),
         "slack_low": scenario.slack_low,
         "slack_high": scenario.slack_high,
         "target_low": ranges.targets[0],

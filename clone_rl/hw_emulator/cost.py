@@ -231,15 +231,24 @@ def switch_stall(chip: Any, old: Any, new: Any) -> float:
 
 
 @njit(cache=True)
-def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
-    """Cost of a change of operating point: ``(stall_s, energy_j)``.
+def switch_parts(chip: Any, old: Any, new: Any) -> Any:
+    """A change of operating point without its leakage: ``(stall_s, energy_j, leakage_w at the reference temperature)``.
 
     The chip waits at the lower of the two points; moving the domain's charge takes C |V2^2 - V1^2| / 2.
     """
     stall_s = switch_stall(chip, old, new)
-    leakage_w = min(old.leakage_w, new.leakage_w) * leakage_growth(chip, celsius)
     charge_j = 0.5 * chip.domain_f * abs(new.voltage_v**2 - old.voltage_v**2)
-    return stall_s, charge_j + stall_s * (leakage_w + chip.dram_waiting_w)
+    return stall_s, charge_j + stall_s * chip.dram_waiting_w, min(old.leakage_w, new.leakage_w)
+
+
+@njit(cache=True)
+def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
+    """Cost of a change of operating point: ``(stall_s, energy_j)``.
+
+    ``switch_parts`` with the leakage at the die's temperature.
+    """
+    stall_s, energy_j, leakage_w = switch_parts(chip, old, new)
+    return stall_s, energy_j + stall_s * leakage_w * leakage_growth(chip, celsius)
 
 
 @njit(cache=True)

@@ -131,7 +131,7 @@ def exit_allowed(s):
 
 
 def group_of(s, layer):
-    return layer * s.control.scenario.groups // s.control.traces.layers
+    return layer * s.control.groups // s.control.traces.layers
 
 
 def change_allowed(s):

@@ -6,10 +6,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from clone_rl.envs import ENV_IDS
-from clone_rl.envs.state import AMOUNTS
+from clone_rl.envs.state import ENERGY, LATE, SWITCHES
 from clone_rl.errors import BadValueError, UnknownNameError
-
-LATE, ENERGY, SWITCHES = (AMOUNTS.index(name) for name in ("late", "energy", "switches"))
 
 
 class Steady:
@@ -28,7 +26,6 @@ def bad(amounts):
 
 
 def drive(env_id, trace_folder, **changes):
-    heads = None
     env = gym.make_vec(env_id, 4, vectorization_mode="vector_entry_point", traces=trace_folder, **changes)
     heads = env.unwrapped.control.heads
     return env, lambda rng: rng.integers(0, heads, (4, len(heads))).squeeze(1 if len(heads) == 1 else ())

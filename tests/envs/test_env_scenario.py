@@ -43,27 +43,42 @@ def test_an_unknown_name_gets_a_suggestion(trace_folder, arguments, suggestion):
     "changes",
     [
         {"decision_delay": 2},
-        {"decision_delay": -1},
         {"slo": ()},
-        {"slack_low": 0.0},
         {"slack_low": 3.0},
-        {"slack_high": float("nan")},
         {"interference": {"slowdown": 0.5}},
         {"ambient_c": 90.0},
-        {"slo": [{"name": "a", "ttft_s": 0.02, "tpot_s": 0.0}]},
-        {"slo": [{"name": "a", "ttft_s": float("inf"), "tpot_s": 1.0}]},
-        {"policy_macs": -5},
+        {"regulator": "ldo", "chip": "orin-agx"},
     ],
     ids=str,
 )
 def test_values_that_make_no_sense_are_refused(changes):
-    with pytest.raises((BadValueError, BadFileError)):
+    with pytest.raises(BadValueError):
+        Scenario.load("default", **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decision_delay": -1},
+        {"slack_low": 0.0},
+        {"slack_high": float("nan")},
+        {"slo": [{"name": "a", "ttft_s": 0.02, "tpot_s": 0.0}]},
+        {"slo": [{"name": "a", "ttft_s": float("inf"), "tpot_s": 1.0}]},
+        {"policy_macs": -5},
+        {"ambient_c": "hot"},
+        {"groups": 2.5},
+        {"groups": True},
+    ],
+    ids=str,
+)
+def test_what_is_no_number_of_its_field_is_refused_like_in_a_file(changes):
+    with pytest.raises(BadFileError, match="scenario default"):
         Scenario.load("default", **changes)
 
 
 @pytest.mark.parametrize("groups", [0, 9])
 def test_the_number_of_layer_groups_is_checked(trace_folder, groups):
-    with pytest.raises((BadValueError, BadFileError), match="groups"):
+    with pytest.raises(BadValueError, match="1 to 8"):
         load_control("token", groups=groups, traces=trace_folder)
 
 
@@ -116,3 +131,18 @@ def test_a_model_too_large_for_the_chip_is_refused_by_the_environment(trace_fold
     path.write_text(text.replace("size_bytes = 8388608", "size_bytes = 1048576"), encoding="utf-8")
     with pytest.raises(CloneRLError, match="no DRAM"):
         load_control("layer", chip=str(path), traces=trace_folder)
+
+
+def test_more_groups_than_layers_are_refused_and_the_default_fits_any_model(traces, tmp_path):
+    import dataclasses
+
+    from clone_rl.hw_emulator.workload import stored_workload
+
+    shape = dataclasses.replace(stored_workload(traces.card["shape"], "traces"), layers=3)
+    cut = {name: getattr(traces, name)[:, :2] for name in ("signal", "agree", "kl", "dnll", "hidden")}
+    cut |= {name: getattr(traces, name)[:, :3] for name in ("margin", "entropy")}
+    card = {**traces.card, "layers": 3, "shape": shape.as_dict()}
+    dataclasses.replace(traces, card=card, **cut).save(tmp_path / "shallow")
+    assert load_control("token", traces=str(tmp_path / "shallow")).groups == 3
+    with pytest.raises(BadValueError, match="1 to 3"):
+        load_control("token", groups=4, traces=str(tmp_path / "shallow"))

@@ -148,6 +148,7 @@ def test_rendering_says_where_the_request_stands(trace_folder):
     env.reset(seed=0)
     env.step(3)
     line = env.render()
+    assert len(line.splitlines()) == 4
     assert line.splitlines()[1].startswith("token 0/")
     assert "0.72 V 260 MHz" in line
 
