@@ -6,7 +6,7 @@ READY := .venv/.ready
 SIDE_BY_SIDE := -n 2 --dist loadfile
 OLDEST := build/transformers-4.57
 COMPAT := $(wildcard tests/llm/test_llm_stepper.py tests/llm/test_llm_families.py tests/llm/test_llm_generation.py \
-	tests/llm/test_llm_exits.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
+	tests/llm/test_llm_exits.py tests/llm/test_llm_env.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
 	clone_rl/llm/generation.py
 
 .PHONY: demo test lint format types floors unit compat notebooks wheel clean help

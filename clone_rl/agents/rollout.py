@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ def charged_for(control: Control, controller: Controller, split: str) -> Control
 
 def run_requests(
     control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
-) -> dict[str, NDArray[Any]]:
+) -> NDArray[np.void]:
     """Figures of each request, in the order of ``documents``.
 
     Args:
@@ -39,7 +38,7 @@ def run_requests(
         seed: Key of the draws; request i has seed + i.
 
     Returns:
-        See ``clone_rl.envs.figures.FIGURES``.
+        (R,) records of ``clone_rl.envs.figures.FIGURES``.
 
     Raises:
         BadValueError: The controller's actions do not fit the chip.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from clone_rl.envs.figures import as_dict
 from clone_rl.errors import BadValueError
 
 _NOTHING: dict[str, Any] = {}
@@ -71,7 +72,7 @@ class Sb3VecEnv(VecEnv):
                         "l": int(self._lengths[i]),
                         "t": round(time.time() - self._began, 6),
                     },
-                    "figures": {name: values[i].item() for name, values in figures.items()},
+                    "figures": as_dict(figures[i]),
                 }
             self._returns[done] = 0
             self._lengths[done] = 0

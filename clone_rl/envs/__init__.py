@@ -1,6 +1,7 @@
 """Gymnasium environments of LLM generation under voltage, frequency and exit control.
 
-Importing ``clone_rl`` registers ``clone_rl/LayerControl-v0`` and ``clone_rl/TokenControl-v0``.
+Importing ``clone_rl`` registers ``clone_rl/LayerControl-v0`` and ``clone_rl/TokenControl-v0``, which replay traces, and
+``clone_rl/LiveLayerControl-v0``, the model in the loop.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import gymnasium
 from clone_rl.errors import UnknownNameError
 
 ENV_IDS = {"clone_rl/LayerControl-v0": "LayerControl", "clone_rl/TokenControl-v0": "TokenControl"}
-"""Registered ids, and the stem of their classes' names."""
+"""Ids that replay traces, which is what is trained on, and the stem of their classes' names."""
+
+LIVE_ID = "clone_rl/LiveLayerControl-v0"
+"""The model in the loop; its class is two floors up, and only ``gymnasium.make`` imports it."""
 
 
 def register() -> None:
@@ -22,6 +26,8 @@ def register() -> None:
                 entry_point=f"clone_rl.envs.single:{stem}Env",
                 vector_entry_point=f"clone_rl.envs.vector:{stem}VectorEnv",
             )
+    if LIVE_ID not in gymnasium.registry:
+        gymnasium.register(id=LIVE_ID, entry_point="clone_rl.llm.env:ModelLayerControlEnv")
 
 
 def scenarios() -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import World
+from clone_rl.envs.kernel import World, compiled
 from clone_rl.envs.prices import Prices
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.trace import TraceSet, load_traces
@@ -52,6 +52,16 @@ def _workload(scenario: Scenario, traces: TraceSet) -> Workload:
                 "record traces of this model with clone-rl record",
             )
     return wanted
+
+
+@compiled
+def _first_bad(actions: NDArray[np.int64], heads: tuple[int, ...]) -> int:
+    """Flat index of the first action out of range, -1 if there is none."""
+    for row in range(actions.shape[0]):
+        for head in range(actions.shape[1]):
+            if actions[row, head] < 0 or actions[row, head] >= heads[head]:
+                return int(row * actions.shape[1] + head)
+    return -1
 
 
 @dataclass(frozen=True)
@@ -132,16 +142,17 @@ class Control:
             raise BadValueError(f"action {actions!r}", "rows have one length") from None
         if array.dtype.kind not in "iu":
             raise BadValueError(f"action {actions!r} has type {array.dtype}", "actions are integers")
-        shape = tuple(n for n in (rows, len(self.heads)) if n > 1)
-        if tuple(n for n in array.shape if n != 1) != shape:
-            raise BadValueError(f"actions have shape {array.shape}", f"{rows} row(s) of {len(self.heads)} integer(s)")
-        array = array.astype(np.int64).reshape(rows, len(self.heads))
-        bad = (array < 0) | (array >= self.heads)
-        if bad.any():
-            row, head = np.argwhere(bad)[0]
+        heads = self.heads
+        shape = (rows,) if len(heads) == 1 else (rows, len(heads))
+        if array.shape != shape and [n for n in array.shape if n != 1] != [n for n in (rows, len(heads)) if n != 1]:
+            raise BadValueError(f"actions have shape {array.shape}", f"{rows} row(s) of {len(heads)} integer(s)")
+        found = np.ascontiguousarray(array, np.int64).reshape(rows, len(heads))
+        bad = _first_bad(found, heads)
+        if bad >= 0:
+            row, head = divmod(bad, len(heads))
             where = f"component {head}" if self.kind == "token" else "it"
-            raise BadValueError(f"action {array[row, head]}", f"{where} is one of 0 to {self.heads[head] - 1}")
-        return array
+            raise BadValueError(f"action {array.reshape(found.shape)[row, head]}", f"{where} is one of 0 to {heads[head] - 1}")
+        return found
 
 
 def load_control(

@@ -5,93 +5,79 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import compiled, inlined
+from clone_rl.envs.kernel import inlined
 
-FIGURES = (
-    "document",
-    "slo",
-    "variant",  # which of the randomised chips
-    "tokens",
-    "energy_j",
-    "layer_j",
-    "head_j",
-    "kv_fill_j",
-    "probe_j",
-    "policy_j",
-    "switch_j",
-    "idle_j",
-    "time_s",  # with idling
-    "ttft_s",
-    "tpot_s",  # mean after the first token; 0 for a single token
-    "late",
-    "disagree",
-    "dnll",  # nats
-    "kl",  # nats
-    "depth",  # layers
-    "switches",
-    "reward_energy",
-    "reward_late",
-    "reward_disagree",
-    "reward_kl",
+FIGURES = np.dtype(
+    [
+        ("document", "i8"),
+        ("slo", "i8"),
+        ("variant", "i8"),  # which of the randomised chips
+        ("tokens", "i8"),
+        ("energy_j", "f8"),
+        ("layer_j", "f8"),
+        ("head_j", "f8"),
+        ("kv_fill_j", "f8"),
+        ("probe_j", "f8"),
+        ("policy_j", "f8"),
+        ("switch_j", "f8"),
+        ("idle_j", "f8"),
+        ("time_s", "f8"),  # with idling
+        ("ttft_s", "f8"),
+        ("tpot_s", "f8"),  # mean after the first token; 0 for a single token
+        ("late", "f8"),
+        ("disagree", "f8"),
+        ("dnll", "f8"),  # nats
+        ("kl", "f8"),  # nats
+        ("depth", "f8"),  # layers
+        ("switches", "f8"),
+        ("reward_energy", "f8"),
+        ("reward_late", "f8"),
+        ("reward_disagree", "f8"),
+        ("reward_kl", "f8"),
+    ]
 )
 """Totals of one request; counts and nats are sums over its tokens."""
 
-KPIS = (
-    "energy_per_token_j",
-    "relative_energy",  # energy per token over that of a full-depth token at the top point
-    "avg_power_w",
-    "miss_rate",
-    "disagreement",
-    "dnll",
-    "mean_depth",
+KPIS = np.dtype(
+    [
+        ("energy_per_token_j", "f8"),
+        ("relative_energy", "f8"),  # energy per token over that of a full-depth token at the top point
+        ("avg_power_w", "f8"),
+        ("miss_rate", "f8"),
+        ("disagreement", "f8"),
+        ("dnll", "f8"),
+        ("mean_depth", "f8"),
+    ]
 )
-"""The same per token; 0 before the first token."""
-
-_COUNTS = FIGURES[:4]
+"""The same per token; of the first token before it came."""
 
 
 @inlined
-def write_figures(s: Any, reference_j: float, out: Any) -> None:
-    """Write ``FIGURES`` and then ``KPIS`` of a state into ``out``, (len(FIGURES) + len(KPIS),) float64."""
-    out[0], out[1], out[2], out[3] = s.document, s.slo, s.variant, s.token
-    out[4], out[5], out[6], out[7] = s.energy_j, s.layer_j, s.head_j, s.kv_fill_j
-    out[8], out[9], out[10], out[11] = s.probe_j, s.policy_j, s.switch_j, s.idle_j
-    out[12], out[13] = s.clock_s, s.first_s
-    out[14] = (s.last_s - s.first_s) / (s.token - 1) if s.token > 1 else 0.0
-    out[15], out[16], out[17], out[18] = s.late, s.disagree, s.dnll, s.kl_sum
-    out[19], out[20] = s.depth, s.switches
-    out[21], out[22], out[23], out[24] = s.reward_energy, s.reward_late, s.reward_disagree, s.reward_kl
+def write_figures(s: Any, reference_j: float, figures: Any) -> None:
+    """Write the totals of a state into a record of ``FIGURES``; ``reference_j`` is that of ``prices.Prices``."""
+    figures.document, figures.slo, figures.variant, figures.tokens = s.document, s.slo, s.variant, s.token
+    figures.energy_j, figures.layer_j, figures.head_j, figures.kv_fill_j = s.energy_j, s.layer_j, s.head_j, s.kv_fill_j
+    figures.probe_j, figures.policy_j, figures.switch_j, figures.idle_j = s.probe_j, s.policy_j, s.switch_j, s.idle_j
+    figures.time_s, figures.ttft_s = s.clock_s, s.first_s
+    figures.tpot_s = (s.last_s - s.first_s) / (s.token - 1) if s.token > 1 else 0.0
+    figures.late, figures.disagree, figures.dnll, figures.kl = s.late, s.disagree, s.dnll, s.kl_sum
+    figures.depth, figures.switches = s.depth, s.switches
+    figures.reward_energy, figures.reward_late = -s.energy_j / reference_j, s.reward_late
+    figures.reward_disagree, figures.reward_kl = s.reward_disagree, s.reward_kl
+
+
+@inlined
+def write_kpis(s: Any, reference_j: float, kpis: Any) -> None:
+    """Write what people compare into a record of ``KPIS``."""
     tokens = max(1, s.token)
-    out[25] = s.energy_j / tokens
-    out[26] = out[25] / reference_j
-    out[27] = s.energy_j / s.clock_s
-    out[28], out[29], out[30], out[31] = s.late / tokens, s.disagree / tokens, s.dnll / tokens, s.depth / tokens
+    kpis.energy_per_token_j = s.energy_j / tokens
+    kpis.relative_energy = kpis.energy_per_token_j / reference_j
+    kpis.avg_power_w = s.energy_j / s.clock_s
+    kpis.miss_rate, kpis.disagreement, kpis.dnll = s.late / tokens, s.disagree / tokens, s.dnll / tokens
+    kpis.mean_depth = s.depth / tokens
 
 
-@compiled
-def _write_all(state: Any, reference_j: Any, out: Any) -> None:
-    for i in range(len(state)):
-        write_figures(state[i], reference_j[state[i].variant], out[i])
-
-
-def named(values: NDArray[np.float64]) -> dict[str, dict[str, NDArray[Any]]]:
-    """``{"figures": ..., "kpis": ...}``, each by name, from rows of ``write_figures``; counts become integers."""
-    columns = values.T
-    found: dict[str, NDArray[Any]] = dict(zip(FIGURES, columns, strict=False))
-    for name in _COUNTS:
-        found[name] = found[name].astype(np.int64)
-    return {"figures": found, "kpis": dict(zip(KPIS, columns[len(FIGURES) :], strict=True))}
-
-
-def write_all(state: NDArray[np.void], reference_j: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of ``write_figures`` of many states.
-
-    Args:
-        state: (N,) records of ``STATE``.
-        reference_j: (V,) see ``prices.Prices``.
-    """
-    values = np.empty((len(state), len(FIGURES) + len(KPIS)))
-    _write_all(state, reference_j, values)
-    return values
+def as_dict(record: Any) -> dict[str, Any]:
+    """A record of figures as plain numbers by name."""
+    return dict(zip(record.dtype.names, record.item(), strict=True))

@@ -41,7 +41,7 @@ from clone_rl.envs.state import (
     TOKEN_LEVEL,
     TOKENS,
 )
-from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, warm, work_latency
+from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, leakage_ratio, warm, work_latency
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +65,8 @@ class World(NamedTuple):
     Attributes:
         prices: What everything costs.
         rules: (1,) record of ``state.RULES``.
-        decision_s: (V, 2, P) what probe and controller take at a layer boundary, in prefill and in decoding.
+        decision_s: (V, P) what probe and controller take at a layer boundary in decoding.
+        layer_s: (V, K, C, P) seconds of a layer with the decision before it, by place as in ``Prices.layer``.
         slo: (classes, 2) targets, s: first token, every further one.
         documents: (R,) documents of the split.
         offset: (D + 1,) first row of each document.
@@ -80,6 +81,7 @@ class World(NamedTuple):
     prices: Prices
     rules: NDArray[np.void]
     decision_s: NDArray[np.float64]
+    layer_s: NDArray[np.float64]
     slo: NDArray[np.float64]
     documents: NDArray[np.int64]
     offset: NDArray[np.int64]
@@ -121,15 +123,18 @@ def reset(s: Any, missing: Any, world: World, seed: int, episode: int, document:
     chip = prices.chip[s.variant]
     s.die_c = s.package_c = chip.ambient_c
     s.growth = leakage_growth(chip, s.die_c)
-    s.clock_s, s.slot = chip.wake_s, 0
+    s.clock_s, s.slot, s.slot_end_s = chip.wake_s, 0, rules.slot_s
     share = s.to_busy / (s.to_busy + s.to_idle)
     s.busy = 1 if uniform(seed, episode, INTERFERENCE, 0) < share else 0
     s.slo, s.ttft_s, s.tpot_s = slo, world.slo[slo, 0] * slack, world.slo[slo, 1] * slack
-    s.first_s, s.last_s, s.due_s, s.length = 0.0, 0.0, s.ttft_s, world.length[document]
+    s.first_s, s.last_s, s.due_s = 0.0, 0.0, s.ttft_s
+    s.ttft_shown, s.tpot_shown = s.ttft_s / rules.max_ttft_s, s.tpot_s / rules.max_tpot_s
+    s.length_shown = min(1.0, world.length[document] / rules.max_length)
     s.sure, s.sure_before, s.kl_shown = 0.0, 0.0, 1.0
     s.energy_j = s.layer_j = s.head_j = s.kv_fill_j = s.probe_j = s.policy_j = s.switch_j = s.idle_j = 0.0
-    s.late = s.disagree = s.dnll = s.kl_sum = s.depth = s.switches = 0.0
-    s.reward_energy = s.reward_late = s.reward_disagree = s.reward_kl = 0.0
+    s.late = s.disagree = s.dnll = s.kl_sum = s.depth = 0.0
+    s.switches = 0
+    s.reward_late = s.reward_disagree = s.reward_kl = 0.0
     if rules.kv != PROPAGATE:
         for layer in range(rules.layers):
             missing[layer] = 0
@@ -179,9 +184,9 @@ def _piece(s: Any, world: World, which: int) -> Any:
 def _elapse(s: Any, world: World, seconds: float) -> None:
     """Move the clock and let the interference evolve slot by slot."""
     s.clock_s += seconds
-    slot_s = world.rules[0].slot_s
-    while s.clock_s >= (s.slot + 1) * slot_s:
+    while s.clock_s >= s.slot_end_s:
         s.slot += 1
+        s.slot_end_s = (s.slot + 1) * world.rules[0].slot_s
         draw = uniform(s.seed, s.episode, INTERFERENCE, s.slot)
         if s.busy:
             s.busy = 0 if draw < s.to_idle else 1
@@ -194,8 +199,9 @@ def _warm(s: Any, world: World, seconds: float, heat_j: float) -> None:
     """Let heat reach the die, spread over the time in which it arose."""
     if seconds > 0.0:
         chip = world.prices.chip[s.variant]
-        s.die_c, s.package_c = warm(chip, s.die_c, s.package_c, heat_j / seconds, seconds)
-        s.growth = leakage_growth(chip, s.die_c)
+        before_c = s.die_c
+        s.die_c, s.package_c = warm(chip, before_c, s.package_c, heat_j / seconds, seconds)
+        s.growth *= leakage_ratio(chip, s.die_c - before_c)
 
 
 @inlined
@@ -207,7 +213,7 @@ def top_point(s: Any, world: World) -> int:
 
 @inlined
 def _owing_s(s: Any, missing: Any, world: World, point: int) -> float:
-    """Seconds that the layers to come take where some of them compute tokens that they lack."""
+    """Seconds that the layers to come take, decisions included, where some of them compute tokens that they lack."""
     prices, layers = world.prices, world.rules[0].layers
     chip, at, seconds = prices.chip[s.variant], prices.points[s.variant, point], 0.0
     for layer in range(s.layer, layers):
@@ -215,24 +221,25 @@ def _owing_s(s: Any, missing: Any, world: World, point: int) -> float:
             rows = 1.0 + missing[layer]
             context = float(s.prompt + s.token) - rows
             seconds += work_latency(chip, at, prices.work[s.variant, LAYER + layer], rows, context, True)
+            seconds += world.decision_s[s.variant, point]
         else:
-            seconds += prices.latency_s[s.variant, prices.kind[layer], place(s, world, 0), point]
+            seconds += world.layer_s[s.variant, prices.kind[layer], place(s, world, 0), point]
     return seconds
 
 
 @inlined
 def _layers_s(s: Any, missing: Any, world: World, point: int) -> float:
-    """Seconds that the layers to come of this token take at a point, undisturbed."""
+    """Seconds that the layers to come of this token and their decisions take at a point, undisturbed."""
     prices, rules, seconds = world.prices, world.rules[0], 0.0
     if rules.kv == PROPAGATE or s.token == 0:
         at = place(s, world, 0)
         for kind in range(prices.remaining.shape[1]):
-            seconds += prices.remaining[s.layer, kind] * prices.latency_s[s.variant, kind, at, point]
+            seconds += prices.remaining[s.layer, kind] * world.layer_s[s.variant, kind, at, point]
         return seconds
     if rules.kv == EXACT:
         return _owing_s(s, missing, world, point)
     for layer in range(s.layer, rules.layers):
-        seconds += prices.latency_s[s.variant, prices.kind[layer], place(s, world, missing[layer]), point]
+        seconds += world.layer_s[s.variant, prices.kind[layer], place(s, world, missing[layer]), point]
     return seconds
 
 
@@ -243,11 +250,9 @@ def need_s(s: Any, missing: Any, world: World, point: int) -> float:
     Tokens that the layers lack and will compute count.
     The switch to the point counts, and a decision for every layer; a controller that decides once per token takes a bit less.
     """
-    prices, rules = world.prices, world.rules[0]
-    decisions = (rules.layers - s.layer) * world.decision_s[s.variant, 1 if s.token > 0 else 0, point]
-    quiet = prices.head_s[s.variant, point] + decisions + _layers_s(s, missing, world, point)
+    quiet = world.prices.head_s[s.variant, point] + _layers_s(s, missing, world, point)
     seconds = quiet * (s.slowdown if s.busy else 1.0)
-    return float(seconds + prices.switch_s[s.variant, s.point, point])
+    return float(seconds + world.prices.switch_s[s.variant, s.point, point])
 
 
 @inlined
@@ -265,22 +270,17 @@ def look_ahead(s: Any, missing: Any, world: World, highest: int) -> Any:
             if need_s(s, missing, world, point) <= left:
                 return need, point
         return need, highest
-    count, phase, at = rules.layers - s.layer, 1 if s.token > 0 else 0, place(s, world, 0)
-    stretch = s.slowdown if s.busy else 1.0
-    seconds = prices.latency_s[v, 0, at]
-    head_s, decision_s, switch = prices.head_s[v], world.decision_s[v, phase], prices.switch_s[v, s.point]
-    lowest = highest
-    for point in range(highest):
-        if (head_s[point] + count * (decision_s[point] + seconds[point])) * stretch + switch[point] <= left:
-            lowest = point
-            break
-    need = (head_s[highest] + count * (decision_s[highest] + seconds[highest])) * stretch + switch[highest]
-    return need, lowest
+    count, stretch = float(rules.layers - s.layer), s.slowdown if s.busy else 1.0
+    layer_s, head_s, switch_s = world.layer_s[v, 0, place(s, world, 0)], prices.head_s[v], prices.switch_s[v, s.point]
+    lowest = 0
+    while lowest < highest and (head_s[lowest] + count * layer_s[lowest]) * stretch + switch_s[lowest] > left:
+        lowest += 1
+    return (head_s[highest] + count * layer_s[highest]) * stretch + switch_s[highest], lowest
 
 
 @inlined
-def _emit(s: Any, world: World, depth: int, amounts: Any) -> None:
-    """A token leaves: deadline and quality are scored, the next token begins or the request ends."""
+def _emit(s: Any, world: World, depth: int, amounts: Any) -> float:
+    """A token leaves: deadline and quality are scored, the next token begins or the request ends; joules of idling then."""
     rules = world.rules[0]
     late = 1.0 if s.clock_s > s.due_s else 0.0
     s.late += late
@@ -308,56 +308,55 @@ def _emit(s: Any, world: World, depth: int, amounts: Any) -> None:
     s.sure_before = s.sure
     final_due_s = s.due_s
     s.due_s = (s.clock_s if rules.per_token else s.due_s) + s.tpot_s
-    if s.token >= s.tokens:
-        s.done = 1
-        if not rules.per_token and final_due_s > s.clock_s:
-            chip, idle_s = world.prices.chip[s.variant], final_due_s - s.clock_s
-            joules = idle_s * idle_power(chip, s.die_c) + chip.wake_j
-            s.idle_j += joules
-            s.energy_j += joules
-            _elapse(s, world, idle_s)
-            _warm(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
+    if s.token < s.tokens:
+        return 0.0
+    s.done = 1
+    if rules.per_token or final_due_s <= s.clock_s:
+        return 0.0
+    chip, idle_s = world.prices.chip[s.variant], final_due_s - s.clock_s
+    s.idle_j = idle_s * idle_power(chip, s.die_c) + chip.wake_j
+    _elapse(s, world, idle_s)
+    _warm(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
+    return float(s.idle_j)
 
 
 @inlined
 def _decide(s: Any, world: World, reads: bool) -> Any:
-    """Charge one decision, the probe if it ``reads`` it and the controller's arithmetic: ``(seconds, heat)``."""
+    """One decision, the probe if it ``reads`` it and the controller's arithmetic: ``(seconds, joules, heat)``."""
     rules = world.rules[0]
-    seconds = heat_j = 0.0
+    seconds = joules = heat_j = 0.0
     if rules.probe and reads:
         seconds, joules, heat_j = _piece(s, world, PROBE)
         s.probe_j += joules
-        s.energy_j += joules
     if rules.policy:
-        policy_s, joules, policy_heat_j = _piece(s, world, POLICY)
-        s.policy_j += joules
-        s.energy_j += joules
+        policy_s, policy_j, policy_heat_j = _piece(s, world, POLICY)
+        s.policy_j += policy_j
+        joules += policy_j
         heat_j += policy_heat_j
         # A decision made one boundary ahead runs beside the layer, on the special-function unit.
         seconds += 0.0 if rules.delay else policy_s
     _elapse(s, world, seconds)
-    return seconds, heat_j
+    return seconds, joules, heat_j
 
 
 @inlined
 def _leave(s: Any, missing: Any, world: World) -> Any:
-    """Seconds and heat that the caches of the layers which an exit skips take now; otherwise they go missing."""
+    """What the caches of the layers that an exit skips take now, or they go missing: ``(seconds, joules, heat)``."""
     prices, layers = world.prices, world.rules[0].layers
     if world.rules[0].kv != PROPAGATE:
         for layer in range(s.layer, layers):
             missing[layer] += 1
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     context = min(s.prompt + s.token, prices.fill.shape[2] - 1)
     price = prices.fill[s.variant, layers - s.layer, context, s.point]
     seconds, joules, heat_j = _stretched(s, world, price.latency_s, price.energy_j, price.heat_j)
     s.kv_fill_j += joules
-    s.energy_j += joules
-    return seconds, heat_j
+    return seconds, joules, heat_j
 
 
 @inlined
 def _run_layer(s: Any, missing: Any, world: World) -> Any:
-    """Run the next layer, with the tokens that it lacks and owes; returns seconds and heat."""
+    """Run the next layer, with the tokens that it lacks and owes: ``(seconds, joules, heat)``."""
     prices, layer, kv = world.prices, s.layer, world.rules[0].kv
     if kv == EXACT and missing[layer] > 0:
         rows = 1.0 + missing[layer]
@@ -375,71 +374,70 @@ def _run_layer(s: Any, missing: Any, world: World) -> Any:
         price = prices.layer[s.variant, prices.kind[layer], at, s.point]
         seconds, joules, heat_j = _stretched(s, world, price.latency_s, price.energy_j, price.heat_j)
         s.layer_j += joules
-    s.energy_j += joules
     s.layer += 1
-    return seconds, heat_j
+    return seconds, joules, heat_j
 
 
 @inlined
 def _switch(s: Any, world: World, wanted: int) -> Any:
-    """Change the operating point: ``(seconds, heat)``."""
+    """Change the operating point: ``(seconds, joules, heat)``."""
     change = world.prices.switch[s.variant, s.point, wanted]
     leakage_j = change.stall_s * change.leakage_w * s.growth
     joules = change.energy_j + leakage_j
     s.switch_j += joules
-    s.energy_j += joules
-    s.switches += 1.0
+    s.switches += 1
     s.point = wanted
     _elapse(s, world, change.stall_s)
-    return change.stall_s, change.heat_j + leakage_j
+    return change.stall_s, joules, change.heat_j + leakage_j
 
 
 @inlined
-def _act(s: Any, missing: Any, world: World, action: int, spent_s: float, heat_j: float, amounts: Any) -> None:
+def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts: Any) -> None:
     """Run the next layer at point ``action``, or exit if ``action`` is one past the top point.
 
-    ``spent_s`` and ``heat_j`` are what this step took before; the clock has them already, the die has not.
+    ``decision`` is what came before it in this step, ``(seconds, joules, heat)``: only the clock has run on by it.
     """
+    before_s, joules, heat_j = decision
     rules, points = world.rules[0], world.prices.rates.shape[1]
     exits = action >= points and may_exit(s)
     depth = s.layer
     if exits:
-        seconds, more_j = _leave(s, missing, world)
+        seconds, piece_j, piece_heat_j = _leave(s, missing, world)
     else:
         wanted = action if action < points and may_change(s, rules) else s.point
         wanted = min(wanted, top_point(s, world))
         if wanted != s.point:
-            stall_s, stall_j = _switch(s, world, wanted)
+            stall_s, stall_j, stall_heat_j = _switch(s, world, wanted)
             amounts[SWITCHES] += 1.0
-            spent_s += stall_s
-            heat_j += stall_j
-        seconds, more_j = _run_layer(s, missing, world)
+            before_s += stall_s
+            joules += stall_j
+            heat_j += stall_heat_j
+        seconds, piece_j, piece_heat_j = _run_layer(s, missing, world)
         depth += 1
+    joules += piece_j
+    heat_j += piece_heat_j
     emits = exits or depth == rules.layers
     if emits:
         head_s, head_j, head_heat_j = _piece(s, world, HEAD)
         s.head_j += head_j
-        s.energy_j += head_j
         seconds += head_s
-        more_j += head_heat_j
+        joules += head_j
+        heat_j += head_heat_j
     _elapse(s, world, seconds)
-    _warm(s, world, spent_s + seconds, heat_j + more_j)
+    _warm(s, world, before_s + seconds, heat_j)
     if emits:
-        _emit(s, world, depth, amounts)
+        joules += _emit(s, world, depth, amounts)
     elif s.token > 0 and rules.probe:
         seen = world.seen[s.row + s.token]
         s.sure_before = s.sure if depth > 1 else float(seen[0, 0])
         s.sure, s.kl_shown = float(seen[depth - 1, 0]), float(seen[depth - 1, 1])
+    s.energy_j += joules
+    amounts[ENERGY] += joules / world.prices.reference_j[s.variant]
 
 
 @inlined
-def _score(s: Any, world: World, before_j: float, amounts: Any) -> float:
-    """Settle the reward of a step, of which all but the energy is in the totals."""
-    rules = world.rules[0]
-    energy = (s.energy_j - before_j) / world.prices.reference_j[s.variant]
-    amounts[ENERGY] = energy
-    s.reward_energy -= energy
-    return float(-energy - rules.late * amounts[LATE] - rules.disagree * amounts[DISAGREE] - rules.kl * amounts[KL])
+def _reward(rules: Any, amounts: Any) -> float:
+    return float(-amounts[ENERGY] - rules.late * amounts[LATE] - rules.disagree * amounts[DISAGREE] - rules.kl * amounts[KL])
 
 
 @inlined
@@ -456,13 +454,12 @@ def layer_step(s: Any, missing: Any, world: World, action: int, amounts: Any) ->
     Returns:
         The reward.
     """
-    before_j = s.energy_j
     s.step += 1
-    seconds, heat_j = _decide(s, world, may_exit(s))
+    decision = _decide(s, world, may_exit(s))
     if world.rules[0].delay:
         action, s.pending = s.pending, action
-    _act(s, missing, world, action, seconds, heat_j, amounts)
-    return _score(s, world, before_j, amounts)
+    _act(s, missing, world, action, decision, amounts)
+    return _reward(world.rules[0], amounts)
 
 
 @inlined
@@ -477,10 +474,9 @@ def token_step(s: Any, missing: Any, world: World, action: Any, pending: Any, am
     Returns:
         The reward.
     """
-    before_j = s.energy_j
     s.step += 1
     groups, layers, token = len(action) - 1, world.rules[0].layers, s.token
-    seconds, heat_j = _decide(s, world, token > 1)  # the signal that the token before was left with
+    decision = _decide(s, world, token > 1)  # the signal that the token before was left with
     for head in range(groups + 1):
         pending[0, head] = pending[1, head] if world.rules[0].delay else action[head]
         pending[1, head] = action[head]
@@ -488,9 +484,9 @@ def token_step(s: Any, missing: Any, world: World, action: Any, pending: Any, am
     while s.token == token and s.done == 0:
         exits = token > 0 and s.layer == exit_at
         chosen = world.prices.rates.shape[1] if exits else pending[0, s.layer * groups // layers]
-        _act(s, missing, world, chosen, seconds, heat_j, amounts)
-        seconds = heat_j = 0.0
-    return _score(s, world, before_j, amounts)
+        _act(s, missing, world, chosen, decision, amounts)
+        decision = (0.0, 0.0, 0.0)
+    return _reward(world.rules[0], amounts)
 
 
 @inlined

@@ -33,25 +33,24 @@ N_OBS = len(OBSERVATION)
 @inlined
 def observe(s: Any, missing: Any, world: World, out: Any) -> None:
     """Write the observation of a state into ``out``: ``OBSERVATION``, then the scenario's extra signals."""
-    rules = world.rules[0]
-    top, highest = world.prices.rates.shape[1] - 1, top_point(s, world)
+    rules, highest = world.rules[0], top_point(s, world)
     left = s.due_s - s.clock_s
     target = s.ttft_s if s.token == 0 else s.tpot_s
     need, lowest = look_ahead(s, missing, world, highest)
     out[0] = 1.0 if s.token > 0 else 0.0
-    out[1] = s.layer / rules.layers
+    out[1] = s.layer * rules.layer_share
     out[2] = s.sure
     out[3] = 0.5 * (s.sure - s.sure_before) if s.layer > 0 else 0.0
     out[4] = s.kl_shown
     out[5] = min(1.0, max(-1.0, left / (2.0 * target)))
     out[6] = min(1.0, need / left) if left > 0.0 else 1.0
-    out[7] = lowest / top
-    out[8] = s.point / top
+    out[7] = lowest * rules.point_share
+    out[8] = s.point * rules.point_share
     out[9] = float(s.busy)
-    out[10] = min(1.0, (s.prompt + s.token) / rules.context)
-    out[11] = min(1.0, s.token / rules.max_length)
-    out[12] = s.ttft_s / rules.max_ttft_s
-    out[13] = s.tpot_s / rules.max_tpot_s
-    out[14] = min(1.0, max(-1.0, (world.prices.chip[s.variant].throttle_c - s.die_c) / 100.0))
-    out[15] = min(1.0, s.length / rules.max_length)
+    out[10] = min(1.0, (s.prompt + s.token) * rules.context_share)
+    out[11] = min(1.0, s.token * rules.token_share)
+    out[12] = s.ttft_shown
+    out[13] = s.tpot_shown
+    out[14] = min(1.0, max(-1.0, (world.prices.chip[s.variant].throttle_c - s.die_c) * 0.01))
+    out[15] = s.length_shown
     observe_signals(s, world, out)

@@ -32,7 +32,7 @@ class Prices(NamedTuple):
     """Tables of one chip, or of several with the same model, along a first axis of V variants.
 
     P operating points, L layers, K kinds of layers (with one attention window each). ``at`` is a place in the third axis of
-    ``latency_s`` and ``layer``: the context of a decoded token, or ``prefill`` + the length of a prompt.
+    ``layer``: the context of a decoded token, or ``prefill`` + the length of a prompt.
 
     Attributes:
         chip: (V,) records of ``cost.CHIP``.
@@ -41,8 +41,7 @@ class Prices(NamedTuple):
         rates: (V, P) records of ``RATE``.
         switch: (V, P, P) records of ``SWITCH``, from and to.
         switch_s: (V, P, P) their stalls alone.
-        latency_s: (V, K, C, P) seconds of a layer.
-        layer: (V, K, C, P) records of ``PRICE``: the same layers.
+        layer: (V, K, C, P) records of ``PRICE``.
         piece: (V, P, 3) records of ``PRICE``: the head, the probe, the controller's decision.
         head_s: (V, P) seconds of the head.
         fill: (V, L, F, P) records of ``PRICE``: caches of so many skipped layers (never all), by context (the last stands for
@@ -59,7 +58,6 @@ class Prices(NamedTuple):
     rates: NDArray[np.void]
     switch: NDArray[np.void]
     switch_s: NDArray[np.float64]
-    latency_s: NDArray[np.float64]
     layer: NDArray[np.void]
     piece: NDArray[np.void]
     head_s: NDArray[np.float64]
@@ -164,7 +162,6 @@ def price_list(emulators: tuple[Emulator, ...], longest_prompt: int, longest_con
         rates=np.stack([_rates(e) for e in emulators]),
         switch=switch,
         switch_s=np.ascontiguousarray(switch["stall_s"]),
-        latency_s=np.ascontiguousarray(layer["latency_s"]),
         layer=layer,
         piece=piece,
         head_s=np.ascontiguousarray(piece["latency_s"][..., 0]),

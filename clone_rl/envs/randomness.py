@@ -9,8 +9,26 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.workload import is_count
+
 REQUEST, INTERFERENCE = 1, 2
 """Streams."""
+
+
+def check_seed(seed: object, rows: int = 1) -> int:
+    """A seed as the kernel takes it.
+
+    Args:
+        seed: What was asked for.
+        rows: How many seeds in a row are taken from there.
+
+    Raises:
+        BadValueError: No whole number, negative, or too large for 64 bits.
+    """
+    if not is_count(seed) or int(seed) + rows > 2**63:  # type: ignore[call-overload]
+        raise BadValueError(f"seed {seed!r}", "a whole number from 0, less than 2**63")
+    return int(seed)  # type: ignore[call-overload,no-any-return]
 
 
 @njit(cache=True)

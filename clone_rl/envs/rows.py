@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.experimental import structref
 from numpy.typing import NDArray
 
-from clone_rl.envs.figures import FIGURES, KPIS, named, write_all, write_figures
+from clone_rl.envs.figures import FIGURES, KPIS, write_figures, write_kpis
 from clone_rl.envs.kernel import World, compiled, hold, inlined, layer_step, reset, token_step
 from clone_rl.envs.observation import N_OBS, observe
 from clone_rl.envs.state import AMOUNTS, PROPAGATE, STATE
@@ -31,15 +31,13 @@ class Machine(structref.StructRefProxy):
         state: (N,) records of ``STATE``.
         missing: (N, L) tokens whose keys and values each layer lacks; (N, 1) where none can.
         pending: (N, 2, heads) the action in force and the one that a decision delay holds back, of token control.
-        last_observation: (N, width) of episodes that a step ended; meaningful there.
-        last_figures: (N, ...) rows of ``figures.write_figures`` likewise.
     """
 
     def __new__(cls, *fields: Any) -> Any:  # noqa: D102
         return structref.StructRefProxy.__new__(cls, *fields)
 
 
-structref.define_proxy(Machine, _MachineType, ["world", "state", "missing", "pending", "last_observation", "last_figures"])
+structref.define_proxy(Machine, _MachineType, ["world", "state", "missing", "pending"])
 
 
 class Outcome(NamedTuple):
@@ -52,6 +50,8 @@ class Outcome(NamedTuple):
         ended: (N,) bool, whether this step ended the episode.
         amounts: (N, len(AMOUNTS)) float64, see ``state.AMOUNTS``.
         episodes: How many episodes this step ended.
+        last_observation: (N, width) float32 of the episodes that this step ended; meaningful there.
+        figures, kpis: (N,) records of ``FIGURES`` and ``KPIS`` of those episodes; zeros elsewhere.
     """
 
     observation: NDArray[np.float32]
@@ -61,6 +61,9 @@ class Outcome(NamedTuple):
     ended: NDArray[np.bool_]
     amounts: NDArray[np.float64]
     episodes: int
+    last_observation: NDArray[np.float32]
+    figures: NDArray[np.void]
+    kpis: NDArray[np.void]
 
 
 @inlined
@@ -91,8 +94,8 @@ def step_row(s: Any, missing: Any, pending: Any, world: World, action: Any, amou
 
 @compiled
 def _step_all(
-    state: Any, missing: Any, pending: Any, last_observation: Any, last_figures: Any, world: World,
-    actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any,
+    state: Any, missing: Any, pending: Any, world: World, actions: Any, limit: int, autoreset: bool,
+    observation: Any, reward: Any, ends: Any, amounts: Any, last_observation: Any, figures: Any, kpis: Any,
 ) -> int:  # fmt: skip
     ended = 0
     for i in range(len(state)):
@@ -106,7 +109,9 @@ def _step_all(
         ends[0, i], ends[1, i], ends[2, i] = terminated, truncated, (terminated or truncated) and not over
         if ends[2, i]:
             ended += 1
-            write_figures(s, world.prices.reference_j[s.variant], last_figures[i])
+            reference_j = world.prices.reference_j[s.variant]
+            write_figures(s, reference_j, figures[i])
+            write_kpis(s, reference_j, kpis[i])
             if autoreset:
                 for j in range(observation.shape[1]):
                     last_observation[i, j] = observation[i, j]
@@ -121,6 +126,13 @@ def _step_first(state: Any, missing: Any, world: World, action: int, observation
     return reward
 
 
+@compiled
+def _write_all(state: Any, reference_j: Any, figures: Any, kpis: Any) -> None:
+    for i in range(len(state)):
+        write_figures(state[i], reference_j[state[i].variant], figures[i])
+        write_kpis(state[i], reference_j[state[i].variant], kpis[i])
+
+
 # What a machine holds is taken apart here, once a call.
 
 
@@ -131,11 +143,12 @@ def _reset_rows(machine: Any, seeds: Any, episodes: Any, documents: Any, chosen:
 
 @njit(cache=True)
 def _step_rows(
-    machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any
-) -> int:
+    machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any,
+    last_observation: Any, figures: Any, kpis: Any,
+) -> int:  # fmt: skip
     return _step_all(
-        machine.state, machine.missing, machine.pending, machine.last_observation, machine.last_figures, machine.world,
-        actions, limit, autoreset, observation, reward, ends, amounts,
+        machine.state, machine.missing, machine.pending, machine.world, actions, limit, autoreset,
+        observation, reward, ends, amounts, last_observation, figures, kpis,
     )  # fmt: skip
 
 
@@ -156,7 +169,6 @@ class Rows:
     Attributes:
         state: (N,) records of ``STATE``; the truth about every row.
         missing: (N, ...) tokens whose keys and values each layer lacks, see ``Machine``.
-        last_observation, last_figures: (N, ...) of the episodes that the last step ended, see ``Machine``.
         width: Scalars of an observation: 16 and the scenario's extra signals.
         machine: What compiled loops take.
     """
@@ -167,10 +179,8 @@ class Rows:
         self.state = np.zeros(count, STATE)
         rules = world.rules[0]
         self.missing = np.zeros((count, 1 if rules["kv"] == PROPAGATE else rules["layers"]), np.int64)
-        self.last_observation = np.zeros((count, self.width), np.float32)
-        self.last_figures = np.zeros((count, len(FIGURES) + len(KPIS)))
         pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
-        self.machine = Machine(world, self.state, self.missing, pending, self.last_observation, self.last_figures)
+        self.machine = Machine(world, self.state, self.missing, pending)
 
     def reset(
         self,
@@ -205,9 +215,10 @@ class Rows:
         """
         observation = np.empty((self.count, self.width), np.float32)
         reward, ends = np.zeros(self.count), np.empty((3, self.count), np.bool_)
-        amounts = np.zeros((self.count, len(AMOUNTS)))
-        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts)
-        return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count)
+        amounts, last = np.zeros((self.count, len(AMOUNTS))), np.empty_like(observation)
+        figures, kpis = np.zeros(self.count, FIGURES), np.zeros(self.count, KPIS)
+        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts, last, figures, kpis)
+        return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count, last, figures, kpis)
 
     def step_one(self, action: int) -> tuple[NDArray[np.float32], float, bool, NDArray[np.float64]]:
         """Advance row 0 by one decision of layer control: ``(observation, reward, terminated, amounts)``.
@@ -219,10 +230,15 @@ class Rows:
         reward, done = _step_one(self.machine, action, observation, amounts)
         return observation, reward, done, amounts
 
-    def write_figures(self) -> NDArray[np.float64]:
-        """(N, ...) rows of ``figures.write_figures``, as things stand."""
-        return write_all(self.state, self.world.prices.reference_j)
+    def figures(self) -> NDArray[np.void]:
+        """(N,) records of ``figures.FIGURES``, as things stand."""
+        return self._written()[0]
 
-    def figures(self) -> dict[str, NDArray[Any]]:
-        """Totals of every row as it stands, see ``figures.FIGURES``."""
-        return named(self.write_figures())["figures"]
+    def kpis(self) -> NDArray[np.void]:
+        """(N,) records of ``figures.KPIS``, as things stand."""
+        return self._written()[1]
+
+    def _written(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        figures, kpis = np.zeros(self.count, FIGURES), np.zeros(self.count, KPIS)
+        _write_all(self.state, self.world.prices.reference_j, figures, kpis)
+        return figures, kpis

@@ -8,9 +8,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.control import load_control
-from clone_rl.envs.figures import named
+from clone_rl.envs.control import Control, load_control
+from clone_rl.envs.figures import as_dict
 from clone_rl.envs.kernel import may_exit
+from clone_rl.envs.randomness import check_seed
 from clone_rl.envs.render import Frame, ansi, draw
 from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
 from clone_rl.envs.rows import Rows
@@ -21,53 +22,84 @@ from clone_rl.errors import BadValueError
 SEEDS = 2**31
 """Seeds that an unseeded environment draws from."""
 
+Step = tuple[NDArray[np.float32], float, bool, NDArray[np.float64]]
+"""Observation, the scenario's reward, whether the response ended, and ``state.AMOUNTS`` of the step."""
 
-class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
-    """Steps one row of the kernel."""
+
+class ControlEnv(gym.Env[NDArray[np.float32], Any]):
+    """One request at a time, wherever its tokens come from: seeds, options, rewards of one's own, the last info, pictures.
+
+    Args:
+        control: What is stepped.
+        documents: How many there are to choose from.
+        reward, cost, render_mode: As in ``LayerControlEnv``.
+
+    Raises:
+        BadValueError: Unknown render mode, or no usable reward or cost.
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
-    _kind: ClassVar[str]
 
     def __init__(
         self,
-        scenario: str | dict[str, Any] | Scenario = "default",
-        split: str = "train",
+        control: Control,
+        documents: int,
         reward: str | Reward | None = None,
         cost: str | Cost | None = None,
         render_mode: str | None = None,
-        **changes: Any,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise BadValueError(f"render_mode {render_mode!r}", "None, 'ansi' or 'rgb_array'")
-        self.control = load_control(self._kind, scenario, split, **changes)
-        self.observation_space: Any = self.control.observation_space
-        self.action_space = self.control.action_space
+        self.control, self._documents = control, documents
+        self.observation_space: Any = control.observation_space
+        self.action_space: Any = control.action_space
         self.render_mode = render_mode
         self._reward = None if reward is None else check_reward(reward)
         self._cost = None if cost is None else check_cost(cost)
-        self._rows = Rows(self.control.world, 1, len(self.control.heads))
-        self._choices = self.control.heads[0]
+        self._rows = Rows(control.world, 1, len(control.heads))
         self._seed: int | None = None
-        self._running = False
+        self._episode, self._running = 0, False
+
+    def _begin(self, seed: int, episode: int, document: int) -> NDArray[np.float32]:
+        """Start a request; a negative document is drawn."""
+        raise NotImplementedError
+
+    def _advance(self, action: Any) -> Step:
+        """Take one decision, once it is checked."""
+        raise NotImplementedError
+
+    def _asked(self, options: dict[str, Any] | None) -> int:
+        """The document that the options of a reset ask for; -1 for none."""
+        if unknown := [name for name in options or {} if name != "document"]:
+            raise BadValueError(f"reset has no option {unknown[0]!r}", "the only one is 'document'")
+        document = (options or {}).get("document")
+        if document is None:
+            return -1
+        whole = isinstance(document, int | np.integer) and not isinstance(document, bool)
+        if not whole or not 0 <= document < self._documents:
+            raise BadValueError(f"document {document!r}", f"an integer from 0 to {self._documents - 1}")
+        return int(document)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start a request; ``options={"document": d}`` replays document d of the trace set."""
+        """Start a request; ``options={"document": d}`` takes document d, otherwise one is drawn.
+
+        Raises:
+            BadValueError: There is no such document, or an option is unknown.
+        """
+        document = self._asked(options)
+        seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
-        episode = 0
         if seed is not None or self._seed is None:
-            self._seed = int(self.np_random.integers(SEEDS)) if seed is None else seed
+            self._seed, self._episode = int(self.np_random.integers(SEEDS)) if seed is None else seed, 0
         else:
-            episode = int(self._rows.state[0]["episode"]) + 1
-        document = -1 if not options else options.get("document", -1)
-        if not -1 <= document < len(self.control.traces.prompt_tokens):
-            raise BadValueError(f"document {document}", f"0 to {len(self.control.traces.prompt_tokens) - 1}")
-        observation = self._rows.reset(np.array([self._seed]), np.array([episode]), np.array([document]))
+            self._episode += 1
+        observation = self._begin(self._seed, self._episode, document)
         self._running = True
         self._sums = np.zeros(len(self._reward.terms)) if self._reward else np.zeros(0)
         self._emitted: list[tuple[int, int, bool]] = []
-        return observation[0], {"cost": self._costs(np.zeros((1, len(AMOUNTS))))[0]}
+        return observation, {"cost": self._costs(np.zeros((1, len(AMOUNTS))))[0]}
 
     def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
@@ -80,18 +112,7 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
         """
         if not self._running:
             raise BadValueError("no episode is running", "call reset")
-        if self._kind == "layer":
-            if type(action) is not int or not 0 <= action < self._choices:
-                action = int(self.control.check(action, 1)[0, 0])
-            observation, reward, terminated, amounts = self._rows.step_one(action)
-        else:
-            out = self._rows.step(self.control.check(action, 1))
-            observation, reward, terminated, amounts = (
-                out.observation[0],
-                float(out.reward[0]),
-                bool(out.terminated[0]),
-                out.amounts[0],
-            )
+        observation, reward, terminated, amounts = self._advance(action)
         if self._reward:
             terms = np.asarray(self._reward(amounts[None]))[0]
             self._sums += terms
@@ -102,8 +123,7 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
             self._emitted.append((int(s["left"]), int(s["point"]), bool(amounts[LATE])))
         if terminated:
             self._running = False
-            found = named(self._rows.write_figures())
-            info |= {group: {name: value[0].item() for name, value in values.items()} for group, values in found.items()}
+            info["figures"], info["kpis"] = as_dict(self._rows.figures()[0]), as_dict(self._rows.kpis()[0])
             if self._reward:
                 info["reward_terms"] = dict(zip(self._reward.terms, self._sums.tolist(), strict=True))
         return observation, reward, terminated, False, info
@@ -111,19 +131,49 @@ class _ControlEnv(gym.Env[NDArray[np.float32], Any]):
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are allowed now, flat over the components (the convention of sb3-contrib's MaskablePPO)."""
         masks = np.ones(sum(self.control.heads), np.bool_)
-        if self._kind == "layer":
+        if self.control.kind == "layer":
             masks[-1] = may_exit(self._rows.state[0])
         return masks
 
     def render(self) -> Any:
-        """The request in flight: lines of text with ``render_mode="ansi"``, (360, 640, 3) uint8 with ``"rgb_array"``."""
+        """The request in flight: lines of text with ``render_mode="ansi"``, (360, 640, 3) uint8 with ``"rgb_array"``.
+
+        Raises:
+            BadValueError: There was none yet.
+            MissingExtraError: Images need Pillow.
+        """
         if self.render_mode is None:
             return None
+        if self._seed is None:
+            raise BadValueError("there is no request to show", "call reset")
         frame = Frame.of(self.control, self._rows.state[0], self._emitted)
         return ansi(frame) if self.render_mode == "ansi" else draw(frame)
 
 
-class LayerControlEnv(_ControlEnv):
+class _ReplayEnv(ControlEnv):
+    """Requests of a trace set."""
+
+    _kind: ClassVar[str]
+
+    def __init__(
+        self,
+        scenario: str | dict[str, Any] | Scenario = "default",
+        split: str = "train",
+        reward: str | Reward | None = None,
+        cost: str | Cost | None = None,
+        render_mode: str | None = None,
+        **changes: Any,
+    ) -> None:
+        control = load_control(self._kind, scenario, split, **changes)
+        super().__init__(control, len(control.traces.prompt_tokens), reward, cost, render_mode)
+        self._choices = control.heads[0]
+
+    def _begin(self, seed: int, episode: int, document: int) -> NDArray[np.float32]:
+        observation: NDArray[np.float32] = self._rows.reset(np.array([seed]), np.array([episode]), np.array([document]))[0]
+        return observation
+
+
+class LayerControlEnv(_ReplayEnv):
     """Choose V/f for every decoder layer of every token, or let the token exit.
 
     ### Action space
@@ -170,8 +220,13 @@ class LayerControlEnv(_ControlEnv):
 
     _kind = "layer"
 
+    def _advance(self, action: Any) -> Step:
+        if type(action) is not int or not 0 <= action < self._choices:
+            action = int(self.control.check(action, 1)[0, 0])
+        return self._rows.step_one(action)
 
-class TokenControlEnv(_ControlEnv):
+
+class TokenControlEnv(_ReplayEnv):
     """Choose V/f for each group of layers and the depth, once per token.
 
     ### Action space
@@ -196,3 +251,7 @@ class TokenControlEnv(_ControlEnv):
     """
 
     _kind = "token"
+
+    def _advance(self, action: Any) -> Step:
+        out = self._rows.step(self.control.check(action, 1))
+        return out.observation[0], float(out.reward[0]), bool(out.terminated[0]), out.amounts[0]

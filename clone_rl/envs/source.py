@@ -53,3 +53,7 @@ class TokenSource(Protocol):
     def leave(self, depth: int) -> None:
         """The token in flight is emitted after ``depth`` layers: fills in what that costs in quality."""
         ...
+
+    def close(self) -> None:
+        """Let go of what the source holds; a request may be started all the same."""
+        ...

@@ -6,64 +6,64 @@ import numpy as np
 
 STATE = np.dtype(
     [
-        # the totals of the episode
+        # what nearly every step touches
         ("energy_j", "f8"),
         ("layer_j", "f8"),
-        ("head_j", "f8"),
-        ("kv_fill_j", "f8"),
         ("probe_j", "f8"),
         ("policy_j", "f8"),
         ("switch_j", "f8"),
+        ("die_c", "f8"),
+        ("package_c", "f8"),
+        ("growth", "f8"),  # of leakage at the die's temperature
+        ("clock_s", "f8"),
+        ("slot_end_s", "f8"),  # when the co-runner may change next
+        ("due_s", "f8"),  # when the next token is due
+        ("ttft_s", "f8"),  # targets, slack included
+        ("tpot_s", "f8"),
+        ("slowdown", "f8"),  # while the co-runner is busy
+        ("sure", "f4"),  # the probe at the last boundary read, as observed: see ``trace.scaled_signals``
+        ("sure_before", "f4"),
+        ("kl_shown", "f4"),
+        ("ttft_shown", "f4"),  # as observed, as are the next two
+        ("tpot_shown", "f4"),
+        ("length_shown", "f4"),  # predicted response length
+        ("token", "i4"),  # tokens emitted so far; 0 is prefill
+        ("layer", "i4"),  # next layer to run
+        ("point", "i4"),
+        ("busy", "i4"),
+        ("prompt", "i4"),
+        ("row", "i4"),  # first token of the document in the world's columns
+        ("variant", "i4"),  # which of the world's chips
+        ("slot", "i4"),
+        ("step", "i4"),
+        ("done", "i4"),
+        ("switches", "i4"),
+        ("pending", "i4"),  # action that a decision delay holds back
+        # what a token or an episode touches
+        ("tokens", "i4"),  # length of the response
+        ("left", "i4"),  # layers that the token before ran; 0 before the first
+        ("document", "i4"),
+        ("slo", "i4"),
+        ("seed", "i8"),
+        ("episode", "i8"),
+        ("to_busy", "f8"),  # probability per slot
+        ("to_idle", "f8"),
+        ("first_s", "f8"),  # when the first token came
+        ("last_s", "f8"),  # when the last token came
+        ("head_j", "f8"),
+        ("kv_fill_j", "f8"),
         ("idle_j", "f8"),
         ("late", "f8"),
         ("disagree", "f8"),
         ("dnll", "f8"),
         ("kl_sum", "f8"),
         ("depth", "f8"),
-        ("switches", "f8"),
-        ("reward_energy", "f8"),
         ("reward_late", "f8"),
         ("reward_disagree", "f8"),
         ("reward_kl", "f8"),
-        # the chip
-        ("die_c", "f8"),
-        ("package_c", "f8"),
-        ("growth", "f8"),  # of leakage at the die's temperature
-        ("clock_s", "f8"),
-        ("slowdown", "f8"),  # while the co-runner is busy
-        ("to_busy", "f8"),  # probability per slot
-        ("to_idle", "f8"),
-        # the request
-        ("ttft_s", "f8"),  # targets, slack included
-        ("tpot_s", "f8"),
-        ("first_s", "f8"),  # when the first token came
-        ("last_s", "f8"),  # when the last token came
-        ("due_s", "f8"),  # when the next token is due
-        ("length", "f8"),  # predicted response length, tokens
-        ("sure", "f8"),  # the probe at the last boundary read, as observed: see ``trace.scaled_signals``
-        ("sure_before", "f8"),
-        ("kl_shown", "f8"),
-        # who and where
-        ("seed", "i8"),
-        ("episode", "i8"),
-        ("step", "i8"),
-        ("slot", "i8"),
-        ("document", "i8"),
-        ("row", "i8"),  # first token of the document in the world's columns
-        ("prompt", "i8"),
-        ("tokens", "i8"),  # length of the response
-        ("token", "i8"),  # tokens emitted so far; 0 is prefill
-        ("layer", "i8"),  # next layer to run
-        ("left", "i8"),  # layers that the token before ran; 0 before the first
-        ("done", "i8"),
-        ("point", "i8"),
-        ("pending", "i8"),  # action that a decision delay holds back
-        ("busy", "i8"),
-        ("slo", "i8"),
-        ("variant", "i8"),  # which of the world's chips
     ]
 )
-"""Everything about one request in flight, but for what ``kernel.Machine`` keeps beside it."""
+"""Everything about one request in flight, but for what ``rows.Machine`` keeps beside it; small, as every step reads it all."""
 
 RULES = np.dtype(
     [
@@ -89,19 +89,19 @@ RULES = np.dtype(
         ("late", "f8"),
         ("disagree", "f8"),
         ("kl", "f8"),
-        ("context", "f8"),  # longest context, for the observation
         ("max_ttft_s", "f8"),
         ("max_tpot_s", "f8"),
         ("max_length", "f8"),
+        ("layer_share", "f8"),  # 1 / layers; multiplying takes a step less time than dividing
+        ("point_share", "f8"),  # 1 / top point
+        ("context_share", "f8"),
+        ("token_share", "f8"),  # 1 / max_length
     ]
 )
 """Constants of a scenario."""
 
 ENERGY_TERMS = ("layer_j", "head_j", "kv_fill_j", "probe_j", "policy_j", "switch_j", "idle_j")
 """Fields of ``STATE`` that add up to ``energy_j``, the energy of a request."""
-
-REWARD_TERMS = ("reward_energy", "reward_late", "reward_disagree", "reward_kl")
-"""Fields of ``STATE`` that add up to the reward of an episode."""
 
 AMOUNTS = ("late", "disagree", "dnll", "kl", "energy", "switches", "tokens")
 """What one step amounted to: late tokens, disagreements with full depth, nats of dNLL, nats of KL(full || exit), energy in

@@ -10,13 +10,14 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from clone_rl.envs.control import load_control
-from clone_rl.envs.figures import named
+from clone_rl.envs.randomness import check_seed
 from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
 from clone_rl.envs.rows import Outcome, Rows
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.single import SEEDS
 from clone_rl.envs.state import AMOUNTS, N_COSTS
 from clone_rl.errors import BadValueError, UnknownNameError
+from clone_rl.hw_emulator.workload import is_count
 
 _MODES = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)}
 
@@ -49,10 +50,10 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         cost: str | Cost | None = None,
         **changes: Any,
     ) -> None:
-        if num_envs < 1:
-            raise BadValueError(f"num_envs is {num_envs}", "at least 1")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise BadValueError(f"max_episode_steps is {max_episode_steps}", "at least 1, or None")
+        if not is_count(num_envs) or num_envs < 1:
+            raise BadValueError(f"num_envs is {num_envs!r}", "a whole number, at least 1")
+        if max_episode_steps is not None and (not is_count(max_episode_steps) or max_episode_steps < 1):
+            raise BadValueError(f"max_episode_steps is {max_episode_steps!r}", "a whole number, at least 1, or None")
         if render_mode is not None:
             raise BadValueError(f"render_mode {render_mode!r}", "a vector environment does not render")
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
@@ -86,13 +87,13 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         """
         mask = self._mask(options)
         if isinstance(seed, list):
-            if len(seed) != self.num_envs or any(s is None for s in seed):
+            if len(seed) != self.num_envs:
                 raise BadValueError(f"{len(seed)} seeds", f"an integer, or {self.num_envs} of them")
-            self._seeds = np.array(seed, np.int64)
+            self._seeds = np.array([check_seed(s) for s in seed], np.int64)
         elif seed is not None or self._seeds is None:
-            super().reset(seed=seed)
-            first = int(self.np_random.integers(SEEDS)) if seed is None else seed
-            self._seeds = first + np.arange(self.num_envs)
+            first = None if seed is None else check_seed(seed, self.num_envs)
+            super().reset(seed=first)
+            self._seeds = (int(self.np_random.integers(SEEDS)) if first is None else first) + np.arange(self.num_envs)
         begun = self._rows.state["tokens"] > 0
         if not (begun | mask).all():
             raise BadValueError("rows have not been started", "reset without a mask first")
@@ -141,9 +142,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     def _finals(self, out: Outcome, cost: NDArray[np.float64]) -> dict[str, Any]:
         """What the infos of episodes that just ended add, in Gymnasium's form: arrays, and masks of who has a value."""
         ended = out.ended
-        values = np.zeros(self._rows.last_figures.shape)
-        values[ended] = self._rows.last_figures[ended]
-        final: dict[str, Any] = dict(named(values))
+        final: dict[str, Any] = {"figures": out.figures, "kpis": out.kpis}
         if self._reward:
             sums = np.where(ended[:, None], self._sums, 0.0)
             final["reward_terms"] = dict(zip(self._reward.terms, sums.T, strict=True))
@@ -151,11 +150,11 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         final |= {f"_{name}": ended for name in final}
         if not self._autoreset:
             return final
-        last = np.full(self.num_envs, None, object)
+        observation = np.full(self.num_envs, None, object)
         for row in np.flatnonzero(ended):
-            last[row] = self._rows.last_observation[row].copy()
+            observation[row] = out.last_observation[row]
         return {
-            "final_obs": last,
+            "final_obs": observation,
             "_final_obs": ended,
             "final_info": {"cost": cost, "_cost": ended, **final},
             "_final_info": ended,

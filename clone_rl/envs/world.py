@@ -78,11 +78,15 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
             "record traces of this model with clone-rl record",
         )
     seen, outcome = traces.packed
-    wanted = set(scenario.signals)
+    wanted, decision_s = set(scenario.signals), _decision_s(scenario, prices)
+    layer_s = prices.layer["latency_s"].copy()
+    for phase, places in enumerate((slice(prices.prefill[0], None), slice(prices.prefill[0]))):
+        layer_s[:, :, places] += decision_s[:, None, None, phase]
     return World(
         prices=prices,
-        rules=_rules(scenario, workload),
-        decision_s=_decision_s(scenario, prices),
+        rules=_rules(scenario, workload, prices.rates.shape[1]),
+        decision_s=decision_s[:, 1].copy(),
+        layer_s=layer_s,
         slo=np.array([(c.ttft_s, c.tpot_s) for c in scenario.slo]),
         documents=traces.documents(split),
         offset=traces.offset,
@@ -106,7 +110,7 @@ def _groups(scenario: Scenario, workload: Workload) -> int:
     return scenario.groups
 
 
-def _rules(scenario: Scenario, workload: Workload) -> NDArray[np.void]:
+def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.void]:
     """(1,) record of ``RULES``."""
     other, ranges = scenario.interference, scenario.randomise
     idle_s, busy_s = other.mean_idle_s, other.mean_busy_s
@@ -135,10 +139,13 @@ def _rules(scenario: Scenario, workload: Workload) -> NDArray[np.void]:
         "late": scenario.weights.late,
         "disagree": scenario.weights.disagree,
         "kl": scenario.weights.kl,
-        "context": workload.context,
         "max_ttft_s": max(c.ttft_s for c in scenario.slo) * longest,
         "max_tpot_s": max(c.tpot_s for c in scenario.slo) * longest,
         "max_length": _MAX_LENGTH,
+        "layer_share": 1.0 / workload.layers,
+        "point_share": 1.0 / (points - 1),
+        "context_share": 1.0 / workload.context,
+        "token_share": 1.0 / _MAX_LENGTH,
     }.items():
         rules[0][name] = value
     return rules

@@ -128,9 +128,9 @@ def _shared_constants(chip: Chip, switching: str) -> dict[str, float]:
         "throttle_c": thermal.throttle_c,
         "limit_c": thermal.limit_c,
         "die_r": thermal.die_resistance_k_per_w,
-        "die_c": thermal.die_capacity_j_per_k,
+        "die_per_s": 1.0 / (thermal.die_resistance_k_per_w * thermal.die_capacity_j_per_k),
         "package_r": thermal.package_resistance_k_per_w,
-        "package_c": thermal.package_capacity_j_per_k,
+        "package_per_s": 1.0 / (thermal.package_resistance_k_per_w * thermal.package_capacity_j_per_k),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Decision
-from clone_rl.envs.live import LiveRequest
+from clone_rl.envs.live import LiveControl, LiveRequest
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.world import build_emulators
 from clone_rl.errors import BadValueError
@@ -96,6 +96,7 @@ class LiveSession:
         self.lm, self.scenario = lm, scenario
         self.stepper = Stepper(lm)
         self.emulator = build_emulators(scenario, lm.shape, lm.need_probe().dots)[0]
+        self._live = LiveControl(scenario, self.emulator)
 
     def close(self) -> None:
         """Detach from the model."""
@@ -132,7 +133,7 @@ class LiveSession:
         document = Document("live", "test", tuple(ids), len(ids), sampled=True)
         budget = min(max_new_tokens, self.lm.shape.context - len(ids))
         source = ModelSource(self.lm, [document], self.scenario.kv, budget, sampling, stepper=self.stepper)
-        request = LiveRequest(self.scenario, self.emulator, source, seed=seed)
+        request = LiveRequest(self._live, source, seed=seed)
         emitted = 0
         while not request.done:
             decision = controller.decide(request.observation)

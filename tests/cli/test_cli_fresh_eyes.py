@@ -5,8 +5,8 @@ import json
 import pytest
 
 from clone_rl.cli.main import main
-from clone_rl.cli.prompt_file import read_prompts
 from clone_rl.errors import BadValueError
+from clone_rl.llm.prompt_file import read_prompts
 from clone_rl.llm.sampling import Sampling
 
 

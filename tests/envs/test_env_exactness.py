@@ -6,6 +6,7 @@ import pytest
 
 import clone_rl
 from clone_rl.envs import ENV_IDS
+from clone_rl.envs.figures import as_dict
 from clone_rl.envs.scenario import scenario_names
 from clone_rl.envs.state import ENERGY_TERMS
 
@@ -37,8 +38,7 @@ def test_rows_are_single_environments_over_a_hundred_thousand_steps(env_id, scen
                 assert figures["energy_j"] == pytest.approx(sum(figures[term] for term in ENERGY_TERMS), rel=1e-9)
                 assert info["final_obs"][i].tobytes() == last.tobytes()
                 for group in ("figures", "kpis"):
-                    rows = info["final_info"][group]
-                    assert own_info[group] == {name: values[i].item() for name, values in rows.items()}
+                    assert own_info[group] == as_dict(info["final_info"][group][i])
                 last = env.reset()[0]
             assert last.tobytes() == seen[i].tobytes()
     assert ended > 20

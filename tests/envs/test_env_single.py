@@ -95,8 +95,11 @@ def test_a_document_can_be_asked_for(trace_folder):
     while not done:
         *_, done, _, info = env.step(7)
     assert info["figures"]["document"] == 29
-    with pytest.raises(BadValueError, match="0 to 29"):
-        env.reset(options={"document": 30})
+    for document in (30, -1, 1.0, True, "3"):
+        with pytest.raises(BadValueError, match="0 to 29"):
+            env.reset(options={"document": document})
+    with pytest.raises(BadValueError, match="no option 'documents'"):
+        env.reset(options={"documents": 3})
 
 
 def test_resets_without_a_seed_go_on_to_other_requests(trace_folder):

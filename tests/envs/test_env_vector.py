@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from clone_rl.envs import ENV_IDS
+from clone_rl.envs.figures import as_dict
 from clone_rl.errors import BadValueError
 
 IDS = list(ENV_IDS)
@@ -41,7 +42,7 @@ def test_row_i_equals_the_single_environment_with_seed_plus_i_bit_for_bit(trace_
                 assert info["final_obs"][i].tobytes() == last.tobytes()
                 assert info["_final_obs"][i]
                 assert info["_final_info"][i]
-                figures = {name: values[i].item() for name, values in info["final_info"]["figures"].items()}
+                figures = as_dict(info["final_info"]["figures"][i])
                 assert figures == own_info["figures"]
                 last = env.reset()[0]
             assert last.tobytes() == seen[i].tobytes()

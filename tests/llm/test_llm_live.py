@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.envs.figures import as_dict
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Interference, Scenario
@@ -181,7 +182,7 @@ def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers
         rows.step(np.array([[action]]))
         told.append(float(rows.state[0]["clock_s"]) - before)
     assert rows.state[0]["done"]
-    replayed = {name: values[0].item() for name, values in rows.figures().items()}
+    replayed = as_dict(rows.figures()[0])
     for name in (
         "energy_j",
         "time_s",

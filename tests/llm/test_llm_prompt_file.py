@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clone_rl.cli.prompt_file import read_prompts
 from clone_rl.errors import BadFileError
+from clone_rl.llm.prompt_file import read_prompts
 from clone_rl.llm.prompts import Prompt
 
 LINES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30).filter(
