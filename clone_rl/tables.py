@@ -62,7 +62,7 @@ def read_table(
         BadFileError: The table breaks one of these rules.
     """
     if not isinstance(table, dict):
-        raise BadFileError(f"{where} is {table!r}, not a table")
+        raise BadFileError(f"{where} is {table!r}, not a table", "write keys with values")
     hints = get_type_hints(cls)
     for key in table:
         if key not in hints:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from stable_baselines3 import PPO
@@ -26,7 +26,8 @@ from clone_rl.agents.warm_start import clone, demonstrations
 from clone_rl.envs import ENV_IDS, check_env_id
 from clone_rl.envs import vector as vector_envs
 from clone_rl.envs.control import load_control
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.figures import FIGURES
+from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.files import replacing
 
@@ -44,9 +45,9 @@ class TrainConfig:
         seed: Seed of everything random.
         envs: Parallel environments.
         rollout: Decisions of each environment between two updates.
-        max_miss: Highest share of late tokens.
-        max_disagree: Highest share of tokens that differ from full depth.
-        max_dnll: Highest increase of the negative log-likelihood, nats per token.
+        max_miss: Highest share of late tokens; None takes the scenario's.
+        max_disagree: Highest share of tokens that differ from full depth; None takes the scenario's.
+        max_dnll: Highest increase of the negative log-likelihood, nats per token; None takes the scenario's.
         checkpoint_every: Updates between two checkpoints.
     """
 
@@ -58,9 +59,9 @@ class TrainConfig:
     seed: int = 0
     envs: int = 256
     rollout: int = 128
-    max_miss: float = 0.01
-    max_disagree: float = 0.02
-    max_dnll: float = 0.02
+    max_miss: float | None = None
+    max_disagree: float | None = None
+    max_dnll: float | None = None
     checkpoint_every: int = 5
 
     def __post_init__(self) -> None:
@@ -72,12 +73,16 @@ class TrainConfig:
             raise BadValueError(f"seed is {self.seed}", f"0 or more, at most {2**31 - 1}")
         if self.envs * self.rollout < 2:
             raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
-        _ = self.limits  # checks them before a run folder is made
+        Limits().but(self.max_miss, self.max_disagree, self.max_dnll)  # checks them before a run folder is made
 
-    @property
-    def limits(self) -> Limits:
-        """The three limits together."""
-        return Limits(self.max_miss, self.max_disagree, self.max_dnll)
+    def limits(self, scenario: Scenario) -> Limits:
+        """What training has to hold in a scenario."""
+        return scenario.limits.but(self.max_miss, self.max_disagree, self.max_dnll)
+
+    def resolved(self, scenario: Scenario) -> Self:
+        """The same with the scenario's limits written out: what a run keeps, whatever becomes of the scenario's file."""
+        limits = self.limits(scenario)
+        return replace(self, max_miss=limits.miss, max_disagree=limits.disagree, max_dnll=limits.dnll)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -176,6 +181,14 @@ class _Progress(BaseCallback):
             self.bar.close()
 
 
+def _macs(config: TrainConfig, stem: str) -> int:
+    """Multiply-accumulates of a decision of the policy to be trained."""
+    kind = "layer" if stem == "LayerControl" else "token"
+    control = load_control(kind, config.scenario, **config.changes)
+    sizes = (*control.observation_space.shape, *_HIDDEN, sum(control.heads))
+    return sum(a * b for a, b in pairwise(sizes))
+
+
 class Training:
     """One training run.
 
@@ -185,6 +198,8 @@ class Training:
         resume: Continue from ``folder/checkpoint.pt``.
 
     Attributes:
+        config: What to train, with the limits that the scenario gave.
+        limits: What the policy has to hold.
         model: SB3's PPO.
         multipliers: The price of each constraint.
         warm_start: The teacher's settings and how well it was cloned; None after a cold start.
@@ -194,17 +209,19 @@ class Training:
     """
 
     def __init__(self, config: TrainConfig, folder: Path, resume: bool = False) -> None:
-        self.config, self.folder, self.updates = config, folder, 0
+        self.folder, self.updates = folder, 0
         self.warm_start: dict[str, Any] | None = None
         self._best: tuple[tuple[float, float], Policy] | None = None
         torch.manual_seed(config.seed)
         torch.set_num_threads(1)  # networks this small lose more to synchronisation than a second core gives
         stem = ENV_IDS[config.env_id]
         self.env = getattr(vector_envs, f"{stem}VectorEnv")(
-            num_envs=config.envs, scenario=config.scenario, split="train", policy_macs=self._macs(stem), **config.changes
+            num_envs=config.envs, scenario=config.scenario, split="train", policy_macs=_macs(config, stem), **config.changes
         )
-        limits = config.limits
-        weights = self.env.control.scenario.weights
+        scenario = self.env.control.scenario
+        self.config = config = config.resolved(scenario)
+        self.limits = limits = config.limits(scenario)
+        weights = scenario.weights
         self.multipliers = {
             "late": Multiplier(limits.miss * _SAFETY, weights.late),
             "disagree": Multiplier(limits.disagree * _SAFETY, weights.disagree),
@@ -229,12 +246,6 @@ class Training:
         if resume:
             self._restore()
 
-    def _macs(self, stem: str) -> int:
-        kind = "layer" if stem == "LayerControl" else "token"
-        control = load_control(kind, self.config.scenario, **self.config.changes)
-        sizes = (*control.observation_space.shape, *_HIDDEN, sum(control.heads))
-        return sum(a * b for a, b in pairwise(sizes))
-
     def actor_parameters(self) -> list[Any]:
         """Parameters of the policy, without those of the value function."""
         policy = self.model.policy
@@ -255,12 +266,12 @@ class Training:
         Returns:
             Means per token on the training split.
         """
-        policy, limits = self.policy(), self.config.limits
+        policy, limits = self.policy(), self.limits
         means, excess = {}, 0.0
         for split in ("train", "validation"):
             documents = self.env.control.traces.documents(split)
             figures = run_requests(self.env.control, policy, split, documents, self.config.seed)
-            means[split] = control_means({name: values.sum() for name, values in figures.items()})
+            means[split] = control_means({name: figures[name].sum() for name in FIGURES.names or ()})
             for key, limit in (("miss_rate", limits.miss), ("disagreement", limits.disagree), ("dnll", limits.dnll)):
                 excess += max(0.0, means[split][key] - _SAFETY * limit)
         if self.updates >= _VALUE_ONLY:
@@ -277,7 +288,7 @@ class Training:
         if self.env.control.kind != "layer":
             return
         bar = partial(tqdm, desc="warm start: tune pacing", unit="setting", file=sys.stderr)
-        pace = tune_pace(self.env.control, self.config.limits, self.config.seed, bar)
+        pace = tune_pace(self.env.control, self.limits, self.config.seed, bar)
         observations, actions = demonstrations(self.env, pace, _CLONE_STEPS, self.config.seed)
         with torch.no_grad():
             self.actor_parameters()[-1][-1] = _EXIT_BIAS
@@ -354,7 +365,7 @@ class Training:
             "chip": control.scenario.chip,
             "traces_sha256": control.traces.card.get("sha256", ""),
             "model_sha256": control.traces.card.get("model_sha256", ""),
-            "limits": asdict(self.config.limits),
+            "limits": asdict(self.limits),
             "config": asdict(self.config),
             "decisions": int(self.model.num_timesteps),
         }

@@ -56,7 +56,7 @@ def exit_bars(traces: TraceSet, split: str, limits: Limits) -> tuple[float, floa
 
 def tune_pace(
     control: Control,
-    limits: Limits,
+    limits: Limits | None = None,
     seed: int = 0,
     progress: Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]] = iter,
 ) -> Pace:
@@ -66,10 +66,11 @@ def tune_pace(
 
     Args:
         control: The scenario.
-        limits: What has to hold.
+        limits: What has to hold; the scenario's if None.
         seed: Of service levels and interference.
         progress: Wraps the settings to be tried (a progress bar).
     """
+    limits = limits or control.scenario.limits
     agree_bar, kl_bar = exit_bars(control.traces, "train", limits)
     documents = control.traces.documents("train")
     base = Pace(control.points, agree_bar, kl_bar)

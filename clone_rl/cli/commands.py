@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadFileError, StoppedError, UnknownNameError
 
 
@@ -17,10 +16,6 @@ def _control(options: argparse.Namespace, split: str = "train") -> Any:
 
     changes: dict[str, Any] = {name: value for name in ("chip", "traces") if (value := getattr(options, name, ""))}
     return load_control("layer", options.scenario, split, **changes)
-
-
-def _limits(options: argparse.Namespace) -> Limits:
-    return Limits(options.max_miss, options.max_disagree, options.max_dnll)
 
 
 def run_training(folder: Path, config: Any, resume: bool) -> Any:
@@ -73,14 +68,15 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             raise BadFileError(f"{folder / 'config.json'} is not of a training run") from None
     else:
         config = from_options(TrainConfig, options)
-        load_control("layer", config.scenario, **config.changes)
+        config = config.resolved(load_control("layer", config.scenario, **config.changes).scenario)
         parent = Path(options.runs)
         folder = parent / options.name if options.name else free_name(parent, "train")
         create_run(folder, {"train": asdict(config)})
     policy = run_training(folder, config, bool(options.resume))
     control = load_control("layer", config.scenario, "validation", **config.changes)
-    controllers = [make_controller(name, control, config.limits) for name in ("performance", "pace")]
-    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=config.limits)
+    limits = config.limits(control.scenario)
+    controllers = [make_controller(name, control, limits) for name in ("performance", "pace")]
+    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
     print(f"{table(evaluation.summary)}\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
@@ -94,7 +90,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.evaluation.protocol import evaluate as run
     from clone_rl.evaluation.report import table, write_rows
 
-    control, limits = _control(options, options.split), _limits(options)
+    control = _control(options, options.split)
+    limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
     if options.out:
         check_output(Path(options.out))
     controllers = [make_controller(name, control, limits) for name in options.controllers]
@@ -106,7 +103,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return result.as_json()
 
 
-def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tuple[Any, Any]:
+def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     """A model in a scenario with a controller in its loop: ``(session, runtime controller)``."""
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
@@ -115,7 +112,7 @@ def live_session(options: argparse.Namespace, name: str, limits: Limits) -> tupl
     from clone_rl.runtime import RuntimeController
 
     control = _control(options)
-    controller = make_controller(name, control, limits)
+    controller = make_controller(name, control)
     runtime = RuntimeController(controller, control.points)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
@@ -160,14 +157,14 @@ def draw(path: Path, generation: Any, session: Any) -> None:
 
 def generate(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl generate``."""
-    from clone_rl.cli.prompt_file import read_prompts
     from clone_rl.cli.run_folder import check_picture
+    from clone_rl.llm.prompt_file import read_prompts
     from clone_rl.llm.sampling import Sampling
 
     picture = check_picture(options.picture, "picture")
     sampling = Sampling(options.temperature, options.top_k)
     texts = [p.text for p in read_prompts(Path(options.prompt_file))] if options.prompt_file is not None else [options.prompt]
-    session, runtime = live_session(options, options.controller, Limits())
+    session, runtime = live_session(options, options.controller)
     results = []
     try:
         for text in texts:

@@ -13,13 +13,13 @@ from clone_rl.errors import PolicyFileError, UnknownNameError
 BASELINES = ("performance", "powersave", "pace")
 
 
-def make_controller(name: str, control: Control, limits: Limits, seed: int = 0) -> Controller:
+def make_controller(name: str, control: Control, limits: Limits | None = None, seed: int = 0) -> Controller:
     """A controller for a scenario; ``pace`` is tuned on its training split.
 
     Args:
         name: One of ``BASELINES``, a shipped policy, or the path of a policy file or run folder.
         control: The scenario.
-        limits: What tuning has to hold.
+        limits: What tuning has to hold; the scenario's if None.
         seed: Of tuning.
 
     Raises:

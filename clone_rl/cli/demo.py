@@ -25,12 +25,14 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.agents.ppo import TrainConfig
     from clone_rl.cli.controllers import make_controller
     from clone_rl.envs.control import load_control
+    from clone_rl.envs.scenario import Scenario
     from clone_rl.envs.trace import SPLITS
     from clone_rl.evaluation.protocol import evaluate
     from clone_rl.evaluation.report import table, write_rows
     from clone_rl.llm.model import load_model
 
     config = TrainConfig(steps=options.steps, seed=options.seed)
+    config = config.resolved(Scenario.load(config.scenario))
     parent = Path(options.runs)
     folder = parent / options.name if options.name else free_name(parent, "demo")
     lm = load_model()
@@ -52,18 +54,16 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
 
     _say("4. evaluate: held-out prompts, the same requests for every controller")
     shipped = load_policy("default")
-    controllers = [make_controller(name, control, config.limits) for name in ("performance", "pace")]
+    controllers = [make_controller(name, control) for name in ("performance", "pace")]
     bar = lambda items: tqdm(items, desc="evaluate", unit="controller", file=sys.stderr)  # noqa: E731
-    evaluation = evaluate(
-        control, [*controllers, shipped, policy], "test", options.seed, repeats=4, limits=config.limits, progress=bar
-    )
+    evaluation = evaluate(control, [*controllers, shipped, policy], "test", options.seed, repeats=4, progress=bar)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
 
     _say("5. generate: the trained policy chooses V/f and exit at every layer")
     # The tightest class: where deadlines leave room, one low point serves every layer and there is little to see.
     options.scenario, options.model, options.slo = config.scenario, "default", "smart-reply"
-    session, runtime = commands.live_session(options, str(folder), config.limits)
+    session, runtime = commands.live_session(options, str(folder))
     runtime.begin(options.prompt)
     with tqdm(total=options.max_new_tokens, desc="generate", unit="token", file=sys.stderr) as progress:
         answer = session.generate(

@@ -43,11 +43,12 @@ def _add_scenario(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-miss", type=float, default=0.01, help="highest share of late tokens (default: 0.01)")
-    parser.add_argument(
-        "--max-disagree", type=float, default=0.02, help="highest share of tokens that differ from full depth (default: 0.02)"
-    )
-    parser.add_argument("--max-dnll", type=float, default=0.02, help="highest increase of NLL, nats per token (default: 0.02)")
+    for option, text in (
+        ("--max-miss", "highest share of late tokens"),
+        ("--max-disagree", "highest share of tokens that differ from full depth"),
+        ("--max-dnll", "highest increase of NLL, nats per token"),
+    ):
+        parser.add_argument(option, type=float, default=None, help=f"{text} (default: the scenario's)")
 
 
 def _build() -> argparse.ArgumentParser:

@@ -6,7 +6,8 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -36,10 +37,15 @@ def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     for field in fields(cls):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=hints[field.name],
+            type=_parser_of(hints[field.name]),
             default=field.default,
             help=f"{docs[field.name]} (default: {field.default!r})".replace("%", "%%"),
         )
+
+
+def _parser_of(hint: Any) -> Any:
+    """What parses a field: its type, or that beside None."""
+    return next((kind for kind in get_args(hint) if kind is not NoneType), hint)
 
 
 def from_options(cls: type[T], options: argparse.Namespace) -> T:

@@ -15,6 +15,7 @@ from clone_rl.errors import BadFileError, BadValueError, StoppedError
 
 if TYPE_CHECKING:
     from clone_rl.envs.trace import TraceSet
+    from clone_rl.envs.trace_check import Check
     from clone_rl.llm.documents import Document, Responses
     from clone_rl.llm.model import LanguageModel
 
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
     text = "Record traces of a model: what each exit of each token shows and would emit."
     _add_record(add_command(commands, "record", text, record))
 
-    text = "Look into trace sets: show."
+    text = "Look into trace sets: show, validate."
     traces = commands.add_parser("trace", help=text, description=text)
     actions = traces.add_subparsers(dest="action", required=True, metavar="ACTION")
     showing = add_command(
@@ -38,6 +39,9 @@ def add(commands: Any) -> None:
     showing.add_argument(
         "--plot", default="", help="PNG file for agreement, KL and quality of the signal by depth (default: none)"
     )
+    text = "Check a trace set: provenance, columns, ranges, splits, hash; exit code 1 if a check fails."
+    validating = add_command(actions, "validate", text, validate)
+    validating.add_argument("traces", metavar="TRACES", help="shipped trace set or folder")
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +88,9 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 def _documents(options: argparse.Namespace, responses: Responses) -> Callable[[LanguageModel], list[Document]]:
     """What the options ask to record: read now, told in tokens as soon as there is a model."""
-    from clone_rl.cli.prompt_file import read_prompts
     from clone_rl.llm.corpus import held_out, read_documents
     from clone_rl.llm.documents import prompt_documents, text_documents
+    from clone_rl.llm.prompt_file import read_prompts
     from clone_rl.llm.prompts import make_prompts
 
     asked = {split: getattr(options, split) for split in SPLITS}
@@ -177,6 +181,29 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
         if picture:
             print(f"picture: {picture}")
     return {"traces": options.traces, "layers": traces.layers, "card": _provenance(traces), **found}
+
+
+def validate(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """``clone-rl trace validate``; exit code 1 if a check fails."""
+    from clone_rl.envs.trace_check import check_traces
+
+    checks = check_traces(options.traces)
+    if not options.json:
+        print(_checked(checks))
+    return {"traces": options.traces, "checks": [check.as_json() for check in checks]}, int(not all(c.passed for c in checks))
+
+
+def _checked(checks: list[Check]) -> str:
+    verdicts = {True: "ok", False: "FAILED", None: "not looked at"}
+    table = aligned(
+        [
+            ("check", "", [check.name for check in checks]),
+            ("", "", [verdicts[check.passed] for check in checks]),
+            ("what has to hold", "", [check.wants for check in checks]),
+        ]
+    )
+    failed = [f"{check.name}: {check.found}\n  {check.fix}" for check in checks if check.passed is False]
+    return "\n".join([table, "", *failed, f"{sum(check.passed is True for check in checks)} of {len(checks)} checks hold"])
 
 
 def _headline(options: argparse.Namespace, traces: TraceSet, found: dict[str, Any]) -> str:

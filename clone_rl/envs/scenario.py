@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
@@ -22,9 +23,13 @@ MOST_GROUPS, DEFAULT_GROUPS = 8, 5
 """Layer groups: the cost of a PPO update grows with the number of action components."""
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not _number(value) or not 0 < value <= sys.float_info.max:
             raise BadValueError(f"{name} is {value!r}", "a finite number above 0")
 
 
@@ -67,11 +72,20 @@ class Interference:
 
 @dataclass(frozen=True)
 class Weights:
-    """Reward weights per event, in units of the energy of one full-depth token at the top operating point."""
+    """Reward weights per event, in units of the energy of one full-depth token at the top operating point.
+
+    Raises:
+        BadValueError: A weight is negative or not finite.
+    """
 
     late: float = 2.0
     disagree: float = 2.0
     kl: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not _number(value) or not 0 <= value <= sys.float_info.max:
+                raise BadValueError(f"weight {name} is {value!r}", "a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -92,9 +106,18 @@ class Limits:
     dnll: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("miss", "disagree", "dnll"):
-            if not getattr(self, name) >= 0:
-                raise BadValueError(f"limit {name} is {getattr(self, name)}", "limits are 0 or more")
+        for name, value in asdict(self).items():
+            if not _number(value) or not value >= 0:
+                raise BadValueError(f"limit {name} is {value!r}", "limits are numbers, 0 or more")
+
+    def but(self, miss: float | None = None, disagree: float | None = None, dnll: float | None = None) -> Self:
+        """These limits, with those that are given in place of their own.
+
+        >>> Limits().but(miss=0.05)
+        Limits(miss=0.05, disagree=0.02, dnll=0.02)
+        """
+        given = {"miss": miss, "disagree": disagree, "dnll": dnll}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -185,7 +208,7 @@ class Scenario:
         self.load_chip()
 
     @classmethod
-    def load(cls, name: str | Mapping[str, Any] | Scenario = "default", **changes: Any) -> Self:
+    def load(cls, name: str | Mapping[str, Any] | Scenario = "default", /, **changes: Any) -> Self:
         """A shipped scenario by name or a user's by path, with fields replaced; tables may be given in part.
 
         Args:

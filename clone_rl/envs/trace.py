@@ -40,7 +40,22 @@ PER_DOCUMENT = ("prompt_tokens", "split", "kind", "sampled")
 """Columns with a row for every document, stored as integers; ``offset`` has one more."""
 
 _DIMENSIONS = dict.fromkeys(("offset", *PER_DOCUMENT), 1) | dict.fromkeys(PER_TOKEN, 2) | {"signal": 3, "hidden": 3}
-_CHUNK = 1 << 16
+
+CHUNK = 1 << 16
+"""Rows of a column to look at in one go: a set may be larger than memory."""
+
+
+def column_shapes(documents: int, tokens: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every column of a set."""
+    exits = layers - 1
+    return {
+        "offset": (documents + 1,),
+        **dict.fromkeys(PER_DOCUMENT, (documents,)),
+        "signal": (tokens, exits, len(SIGNALS)),
+        "hidden": (tokens, exits, len(HIDDEN)),
+        **dict.fromkeys(("agree", "kl", "dnll"), (tokens, exits)),
+        **dict.fromkeys(("margin", "entropy"), (tokens, exits + 1)),
+    }
 
 
 @dataclass(frozen=True)
@@ -86,16 +101,8 @@ class TraceSet:
     source: str = field(default="memory", compare=False)
 
     def __post_init__(self) -> None:
-        documents, tokens, exits = len(self.offset) - 1, len(self.signal), int(self.card["layers"]) - 1
-        shapes = {
-            "offset": (documents + 1,),
-            **dict.fromkeys(("prompt_tokens", "split", "kind", "sampled"), (documents,)),
-            "signal": (tokens, exits, len(SIGNALS)),
-            "hidden": (tokens, exits, len(HIDDEN)),
-            **dict.fromkeys(("agree", "kl", "dnll"), (tokens, exits)),
-            **dict.fromkeys(("margin", "entropy"), (tokens, exits + 1)),
-        }
-        for name, shape in shapes.items():
+        documents, tokens = len(self.offset) - 1, len(self.signal)
+        for name, shape in column_shapes(documents, tokens, int(self.card["layers"])).items():
             if getattr(self, name).shape != shape:
                 raise BadFileError(f"{self.source}: column {name!r} has shape {getattr(self, name).shape}, not {shape}")
         lengths = np.diff(self.offset)
@@ -218,8 +225,8 @@ def content_sha256(card: dict[str, Any], columns: dict[str, NDArray[Any]]) -> st
     digest = hashlib.sha256(json.dumps([card["model_sha256"], card["kinds"], card["keys"].split()]).encode())
     for name in sorted(columns):
         wide = np.float32 if name in PER_TOKEN else np.int64
-        for start in range(0, len(columns[name]), _CHUNK):
-            digest.update(np.ascontiguousarray(columns[name][start : start + _CHUNK], wide).tobytes())
+        for start in range(0, len(columns[name]), CHUNK):
+            digest.update(np.ascontiguousarray(columns[name][start : start + CHUNK], wide).tobytes())
     return digest.hexdigest()
 
 
@@ -257,11 +264,39 @@ def trace_names() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
 
 
-def _read(folder: Path) -> TraceSet:
+def trace_folder(name: str) -> Path:
+    """The folder of a shipped trace set, or of any by its path.
+
+    Raises:
+        UnknownNameError: Neither a shipped set nor a folder.
+    """
+    if name in trace_names():
+        return Path(str(resources.files("clone_rl.envs") / "traces" / name))
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    raise UnknownNameError("trace set", name, trace_names(), "or give a folder")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a trace set, of whatever format.
+
+    Raises:
+        BadFileError: There is none, or it is not one.
+    """
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        if not isinstance(card, dict) or not isinstance(card.get("kinds"), list):
-            raise BadFileError(f"{folder}: card.json is not the card of a trace set", "record it again")
+    except FileNotFoundError:
+        raise BadFileError(f"{folder} is not a trace set: no card.json", "record one with clone-rl record") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFileError(f"{folder} is not a trace set: card.json: {error}", "record it again") from None
+    if not isinstance(card, dict) or not isinstance(card.get("kinds"), list):
+        raise BadFileError(f"{folder}: card.json is not the card of a trace set", "record it again")
+    return card
+
+
+def _read(folder: Path) -> TraceSet:
+    card = read_card(folder)
+    try:
         if card.get("format") != FORMAT:
             raise BadFileError(f"{folder} has trace format {card.get('format')!r}, not {FORMAT}", "record it again")
         columns: dict[str, Any] = {}
@@ -291,11 +326,6 @@ def load_traces(name: str) -> TraceSet:
         UnknownNameError: Neither a shipped set nor a folder.
         BadFileError: The folder is not a complete trace set of this format.
     """
-    if name in trace_names():
-        folder = Path(str(resources.files("clone_rl.envs") / "traces" / name))
-    elif Path(name).is_dir():
-        folder = Path(name).resolve()
-    else:
-        raise UnknownNameError("trace set", name, trace_names(), "or give a folder")
+    folder = trace_folder(name)
     card = folder / "card.json"
     return _loaded(str(folder), card.stat().st_mtime_ns if card.exists() else 0)

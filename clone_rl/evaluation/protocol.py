@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
+from clone_rl.envs.figures import as_dict
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
 from clone_rl.evaluation.statistics import ratio_interval, resamples, wilson
@@ -41,13 +42,13 @@ class Evaluation:
 
 
 def summarise(
-    name: str, figures: dict[str, NDArray[Any]], strata: NDArray[np.int64], limits: Limits, power_limit_w: float, seed: int
+    name: str, figures: NDArray[np.void], strata: NDArray[np.int64], limits: Limits, power_limit_w: float, seed: int
 ) -> dict[str, Any]:
     """One controller's row.
 
     Args:
         name: Of the controller.
-        figures: Per request, see ``clone_rl.envs.figures.FIGURES``.
+        figures: (R,) records of ``clone_rl.envs.figures.FIGURES``, one per request.
         strata: (R,) request type, which the bootstrap keeps in proportion.
         limits: ``within_limits`` tells whether all three are held.
         power_limit_w: Of the chip; average power above it is flagged as well.
@@ -104,7 +105,7 @@ def evaluate(
         split: ``train``, ``validation`` or ``test``.
         seed: Key of service levels, slack and interference.
         repeats: Draws of them for each document.
-        limits: What ``within_limits`` means; default limits if None.
+        limits: What ``within_limits`` means; the scenario's if None.
         progress: Wraps the list of controllers (a progress bar).
 
     Raises:
@@ -124,7 +125,9 @@ def evaluate(
     summary, requests = [], []
     for controller in progress(controllers):
         figures = run_requests(control, controller, split, documents, seed)
-        row = summarise(controller.name, figures, strata, limits or Limits(), control.emulator.chip.limit_w, seed)
+        row = summarise(
+            controller.name, figures, strata, limits or control.scenario.limits, control.emulator.chip.limit_w, seed
+        )
         summary.append({**row, "settings": controller.describe()})
         for i in range(len(documents)):
             requests.append(
@@ -133,7 +136,7 @@ def evaluate(
                     "request": i,
                     "seed": seed + i,
                     "kind": kinds[strata[i]],
-                    **{name: values[i].item() for name, values in figures.items()},
+                    **as_dict(figures[i]),
                 }
             )
     return Evaluation(control.scenario.name, split, seed, summary, requests)

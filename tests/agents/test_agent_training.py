@@ -10,6 +10,7 @@ import torch
 
 from clone_rl.agents.policy import load_policy
 from clone_rl.agents.ppo import TrainConfig, Training
+from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 
 torch.set_num_threads(1)
@@ -125,7 +126,18 @@ def test_multipliers_reach_the_reward(trace_folder, tmp_path):
 )
 def test_a_configuration_that_makes_no_sense_is_refused(changes):
     with pytest.raises(BadValueError):
-        assert TrainConfig(**changes).limits
+        TrainConfig(**changes)
+
+
+def test_training_holds_the_scenarios_limits_where_nothing_else_is_said(trace_folder, tmp_path):
+    scenario = Scenario.load("default", limits={"miss": 0.2, "disagree": 0.3, "dnll": 0.4})
+    training = Training(small(trace_folder, scenario=scenario, max_disagree=0.1), tmp_path)
+    assert training.limits == Limits(0.2, 0.1, 0.4)
+    aims = {name: price.limit for name, price in training.multipliers.items()}
+    assert aims == pytest.approx({"late": 0.85 * 0.2, "disagree": 0.85 * 0.1, "dnll": 0.85 * 0.4})
+    assert training.policy().card["limits"] == {"miss": 0.2, "disagree": 0.1, "dnll": 0.4}
+    assert training.config.max_miss == 0.2
+    assert Training(small(trace_folder), tmp_path).limits == Limits()
 
 
 def test_an_unknown_environment_is_refused_with_a_suggestion():

@@ -111,6 +111,13 @@ def test_appended_records_keep_where_they_come_from(run_cli, here, prompts):
     assert load_traces(str(here / "t")).card["model_sha256"] == load_model().sha256
 
 
+def test_what_was_recorded_and_added_to_passes_every_check(run_cli, here, prompts, text):
+    few = ("--max-new-tokens", "10", "--json")
+    run_cli("record", "--out", "t", "--prompts", "prompts.jsonl", *few)
+    assert run_cli("record", "--out", "t", "--append", "--text", "text", "--windows", "6", *few).json["requests"] == 9
+    assert [check for check in run_cli("trace", "validate", "t", "--json").json["checks"] if not check["pass"]] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [

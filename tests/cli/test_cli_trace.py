@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from clone_rl.envs.trace import load_traces
+from clone_rl.envs.trace import trace_folder as trace_folder_of
 from clone_rl.evaluation.trace_summary import summarise
 
 pytest_plugins = ["cli_running"]
@@ -74,3 +76,63 @@ def test_what_cannot_be_shown_is_named(run_cli, snapshot, here, trace_folder, ar
     assert failed.error["kind"] == kind
     assert message in failed.error["message"]
     assert snapshot() == before
+
+
+def test_validate_says_that_the_shipped_set_holds(run_cli, here):
+    found = run_cli("trace", "validate", "default", "--json").json
+    assert found["traces"] == "default"
+    assert all(check["pass"] is True for check in found["checks"])
+    assert {check["name"] for check in found["checks"]} >= {"provenance", "columns", "finite", "splits", "content"}
+    done = run_cli("trace", "validate", "default")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == f"{len(found['checks'])} of {len(found['checks'])} checks hold"
+
+
+def test_validate_names_what_fails_where_and_what_to_do(run_cli, snapshot, here):
+    copy = shutil.copytree(trace_folder_of("default"), here / "copy")
+    agree = np.load(copy / "agree.npy")
+    agree[7, 2] = 0.5
+    np.save(copy / "agree.npy", agree)
+    before = snapshot()
+    done = run_cli("trace", "validate", "copy")
+    assert done.code == 1
+    assert "FAILED" in done.out
+    assert "agree: request 0, token 7 of it, after layer 3: agree is 0.5\n  record the set again" in done.out
+    assert max(map(len, done.out.splitlines())) <= 127
+    judged = run_cli("trace", "validate", "copy", "--json")
+    assert judged.code == 1
+    checks = {check["name"]: check for check in json.loads(judged.out)["checks"]}
+    assert {name for name, check in checks.items() if not check["pass"]} == {"agree", "content"}
+    assert checks["agree"].keys() == {"name", "wants", "pass", "found", "fix"}
+    assert snapshot() == before
+
+
+def test_validate_shows_what_it_could_not_look_at(run_cli, here):
+    copy = shutil.copytree(trace_folder_of("default"), here / "copy")
+    (copy / "kl.npy").unlink()
+    done = run_cli("trace", "validate", "copy")
+    assert done.code == 1
+    assert "columns: there is no kl.npy" in done.out
+    assert "not looked at" in done.out
+    assert done.out.splitlines()[-1] == "3 of 20 checks hold"
+
+
+@pytest.mark.parametrize(
+    ("traces", "kind", "message"),
+    [("defualt", "unknown_name", "unknown trace set"), ("empty", "bad_file", "no card.json")],
+)
+def test_what_cannot_be_validated_is_named(run_cli, here, traces, kind, message):
+    (here / "empty").mkdir()
+    failed = run_cli("trace", "validate", traces, "--json")
+    assert failed.code == 2
+    assert failed.error["kind"] == kind
+    assert message in failed.error["message"]
+
+
+def test_validate_does_without_torch(here):
+    code = (
+        "import sys; sys.argv = ['clone-rl']; from clone_rl.cli.main import main\n"
+        "main(['trace', 'validate', 'default'])\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

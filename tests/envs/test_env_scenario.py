@@ -146,3 +146,8 @@ def test_more_groups_than_layers_are_refused_and_the_default_fits_any_model(trac
     assert load_control("token", traces=str(tmp_path / "shallow")).groups == 3
     with pytest.raises(BadValueError, match="1 to 3"):
         load_control("token", groups=4, traces=str(tmp_path / "shallow"))
+
+
+def test_a_scenario_can_be_renamed_like_any_field():
+    assert Scenario.load("default", name="mine").name == "mine"
+    assert Scenario.load(Scenario.load("hot"), name="hotter", ambient_c=61.0).name == "hotter"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.envs.figures import FIGURES
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.evaluation.protocol import evaluate, summarise
@@ -102,7 +103,16 @@ def test_progress_wraps_the_controllers(control):
 @pytest.fixture
 def figures(evaluation):
     rows = by_controller(evaluation, "pace")
-    return {name: np.array([row[name] for row in rows]) for name in rows[0] if name not in ("controller", "kind")}
+    found = np.zeros(len(rows), FIGURES)
+    for name in found.dtype.names:
+        found[name] = [row[name] for row in rows]
+    return found
+
+
+def changed(figures, name, values):
+    found = figures.copy()
+    found[name] = values
+    return found
 
 
 @pytest.mark.parametrize(
@@ -116,10 +126,10 @@ def figures(evaluation):
 )
 def test_one_broken_limit_is_enough(figures, figure, limits, power_w):
     strata = np.zeros(len(figures["tokens"]), int)
-    worse = {**figures, figure: figures["tokens"] * 0.2} if figure != "energy_j" else figures
+    worse = changed(figures, figure, figures["tokens"] * 0.2) if figure != "energy_j" else figures
     assert summarise("x", worse, strata, NOTHING, 9, 0)["within_limits"] is True
     assert summarise("x", worse, strata, limits, power_w, 0)["within_limits"] is False
-    better = {**figures, figure: figures["tokens"] * 1e-12}
+    better = changed(figures, figure, figures["tokens"] * 1e-12)
     assert summarise("x", better, strata, limits, power_w, 0)["within_limits"] is True
 
 
