@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from clone_rl.agents.controller import Actions, Observations
+from clone_rl.agents.controller import RuleController
+from clone_rl.agents.rule import rule
 from clone_rl.envs.observation import OBSERVATION
 
 _AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
@@ -15,8 +17,39 @@ _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
 _LOWEST = OBSERVATION.index("lowest_feasible")
 
 
+class FixedRule(NamedTuple):
+    """One operating point, full depth."""
+
+    point: int
+
+
+@rule(FixedRule)
+def _fixed(self: Any, observation: Any, memory: Any, action: Any) -> None:  # noqa: ARG001
+    action[0] = self.point
+
+
+class PaceRule(NamedTuple):
+    """``Pace`` with its bars as they are observed."""
+
+    top: int
+    agree_bar: float
+    kl_bar: float
+    boost: int
+    floor: int
+
+
+@rule(PaceRule)
+def _pace(self: Any, observation: Any, memory: Any, action: Any) -> None:  # noqa: ARG001
+    sure = observation[_AGREE] >= self.agree_bar and observation[_KL] <= self.kl_bar
+    if sure and observation[_PHASE] > 0 and observation[_LAYER] > 0:
+        action[0] = self.top + 1
+        return
+    point = int(np.rint(observation[_LOWEST] * self.top)) + self.boost
+    action[0] = min(max(point, self.floor), self.top)
+
+
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(RuleController):
     """One operating point, full depth: Linux's ``performance`` and ``powersave`` governors.
 
     Attributes:
@@ -30,9 +63,10 @@ class Fixed:
     macs: ClassVar[int] = 0
     probes: ClassVar[bool] = False
 
-    def act(self, observations: Observations) -> Actions:
+    @property
+    def rule(self) -> FixedRule:
         """The same point, always."""
-        return np.full((len(observations), 1), self.point)
+        return FixedRule(self.point)
 
     def describe(self) -> dict[str, Any]:
         """Its point."""
@@ -40,7 +74,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Pace(RuleController):
     """Lowest point that meets the due time at full depth, and a calibrated confidence exit.
 
     The pacing rule is VoltanaLLM's (arXiv 2509.04827: lowest frequency whose predicted latency meets the target), the exit
@@ -68,16 +102,13 @@ class Pace:
         """One latency estimate per operating point."""
         return self.points
 
-    def act(self, observations: Observations) -> Actions:
-        """Actions of layer control."""
-        top = self.points - 1
-        point = np.rint(observations[:, _LOWEST] * top).astype(np.int64) + self.boost
-        point = np.clip(point, self.floor, top)
-        agree = 1 / (1 + np.exp(-6 * observations[:, _AGREE].astype(float)))
-        kl = 10 ** (3 * observations[:, _KL].astype(float) - 3)
-        sure = (agree >= self.agree_bar) & (kl <= self.kl_bar)
-        leave = sure & (observations[:, _PHASE] > 0) & (observations[:, _LAYER] > 0)
-        return np.where(leave, self.points, point)[:, None]
+    @property
+    def rule(self) -> PaceRule:
+        """The bars on the observation's scale, see ``clone_rl.envs.trace.scaled_signals``."""
+        chance, kl = self.agree_bar, self.kl_bar
+        sure = math.log(chance / (1.0 - chance)) / 6.0 if 0.0 < chance < 1.0 else math.copysign(math.inf, chance - 0.5)
+        nats = math.log10(kl) / 3.0 + 1.0 if kl > 0.0 else -math.inf
+        return PaceRule(self.points - 1, sure, nats, self.boost, self.floor)
 
     def describe(self) -> dict[str, Any]:
         """Its tuned settings."""

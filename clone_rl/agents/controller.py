@@ -1,4 +1,4 @@
-"""What a controller is: a deterministic map from observations to actions, and a price."""
+"""What a controller is: a deterministic map from what a request has shown so far to actions, and a price."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clone_rl.agents.rule import act_on
 
 Observations = NDArray[np.float32]
 Actions = NDArray[np.int64]
@@ -21,7 +23,7 @@ class Decision:
 
 
 class Controller(Protocol):
-    """Anything that decides.
+    """Anything that decides from what it sees now.
 
     Attributes:
         name: Shown in results.
@@ -49,3 +51,33 @@ class Controller(Protocol):
     def describe(self) -> dict[str, Any]:
         """Settings that reproduce the controller, as plain data."""
         ...
+
+
+class RuleController:
+    """A controller whose rule is compiled, as everything that ships is: it is evaluated without leaving compiled code."""
+
+    name: str
+
+    @property
+    def rule(self) -> Any:
+        """Named tuple of a class that was registered with ``clone_rl.agents.rule.rule``."""
+        raise NotImplementedError
+
+    @property
+    def components(self) -> int:
+        """Components of an action: 1 in layer control."""
+        return 1
+
+    def memory(self, rows: int) -> NDArray[np.float64]:
+        """(rows, M) what the rule keeps during a request, as it is at the start, with what it needs to compute in."""
+        return np.zeros((rows, 1))
+
+    def act(self, observations: Observations, memory: NDArray[np.float64] | None = None) -> Actions:
+        """Actions (N, components) for observations (N, width).
+
+        Args:
+            observations: One row for each request.
+            memory: (N, M) of the same requests so far, changed in place; None where they begin.
+        """
+        memory = self.memory(len(observations)) if memory is None else memory
+        return act_on(self.rule, observations, memory, self.components)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.agents.controller import Actions, Observations
+from clone_rl.agents.controller import Observations, RuleController
+from clone_rl.agents.rule import rule
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
@@ -22,8 +25,50 @@ from clone_rl.files import replacing
 FORMAT = 1
 
 
+class PolicyRule(NamedTuple):
+    """A network, input by input, so that the loop over outputs runs in vectors without another order of additions.
+
+    Attributes:
+        weights: For each layer, (in, out).
+        biases: For each layer, (out,).
+        ends: (heads,) where each action component's logits end.
+    """
+
+    weights: tuple[NDArray[np.float64], ...]
+    biases: tuple[NDArray[np.float64], ...]
+    ends: NDArray[np.int64]
+
+
+@rule(PolicyRule)
+def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
+    half, layers = len(memory) // 2, len(self.weights)
+    for i in range(len(observation)):
+        memory[i] = observation[i]
+    read, written = 0, half
+    for layer in range(layers):
+        weight, bias = self.weights[layer], self.biases[layer]
+        for j in range(len(bias)):
+            memory[written + j] = bias[j]
+        for i in range(weight.shape[0]):
+            x = memory[read + i]
+            for j in range(weight.shape[1]):
+                memory[written + j] += x * weight[i, j]
+        if layer < layers - 1:
+            for j in range(len(bias)):
+                memory[written + j] = 1.0 - 2.0 / (math.exp(2.0 * memory[written + j]) + 1.0)  # tanh, in half its time
+        read, written = written, read
+    start = 0
+    for head in range(len(self.ends)):
+        best = start
+        for j in range(start + 1, self.ends[head]):
+            if memory[read + j] > memory[read + best]:
+                best = j
+        action[head] = best - start
+        start = self.ends[head]
+
+
 @dataclass(frozen=True)
-class Policy:
+class Policy(RuleController):
     """A tanh multilayer perceptron whose logits are split into one choice per action component.
 
     Attributes:
@@ -79,10 +124,25 @@ class Policy:
                 x = np.tanh(x)
         return x
 
-    def act(self, observations: Observations) -> Actions:
-        """The most probable choice of every component, (N, heads)."""
-        split = np.split(self.logits(observations), np.cumsum(self.heads)[:-1], axis=1)
-        return np.stack([part.argmax(1) for part in split], 1)
+    @cached_property
+    def rule(self) -> PolicyRule:
+        """The most probable choice of every component."""
+        weights, biases = zip(*self.layers, strict=True)
+        return PolicyRule(
+            tuple(np.ascontiguousarray(w.T, np.float64) for w in weights),
+            tuple(b.astype(np.float64) for b in biases),
+            np.cumsum(self.heads),
+        )
+
+    @property
+    def components(self) -> int:
+        """Components of an action."""
+        return len(self.heads)
+
+    def memory(self, rows: int) -> NDArray[np.float64]:
+        """(rows, M) room for the activations of two layers; nothing is kept from one decision to the next."""
+        widest = max(max(weight.shape) for weight, _ in self.layers)
+        return np.zeros((rows, 2 * widest))
 
     def describe(self) -> dict[str, Any]:
         """Its size and the hash of its weights."""

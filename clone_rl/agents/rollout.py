@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.agents.controller import Controller
+from clone_rl.agents.controller import Controller, RuleController
+from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Scenario
@@ -44,6 +45,8 @@ def run_requests(
         BadValueError: The controller's actions do not fit the chip.
     """
     own = charged_for(control, controller, split)
+    if isinstance(controller, RuleController):
+        return PolicyRunner(own, controller).run(documents, seed)
     rows = Rows(own.world, len(documents), len(own.heads))
     observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers

@@ -14,6 +14,7 @@ FIGURES = np.dtype(
         ("slo", "i8"),
         ("variant", "i8"),  # which of the randomised chips
         ("tokens", "i8"),
+        ("decisions", "i8"),
         ("energy_j", "f8"),
         ("layer_j", "f8"),
         ("head_j", "f8"),
@@ -57,6 +58,7 @@ KPIS = np.dtype(
 def write_figures(s: Any, reference_j: float, figures: Any) -> None:
     """Write the totals of a state into a record of ``FIGURES``; ``reference_j`` is that of ``prices.Prices``."""
     figures.document, figures.slo, figures.variant, figures.tokens = s.document, s.slo, s.variant, s.token
+    figures.decisions = s.step
     figures.energy_j, figures.layer_j, figures.head_j, figures.kv_fill_j = s.energy_j, s.layer_j, s.head_j, s.kv_fill_j
     figures.probe_j, figures.policy_j, figures.switch_j, figures.idle_j = s.probe_j, s.policy_j, s.switch_j, s.idle_j
     figures.time_s, figures.ttft_s = s.clock_s, s.first_s

@@ -49,9 +49,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
 
 
-def compiled(function: F) -> F:
+def compiled(function: F, cache: bool = True) -> F:
     """Compile without reference counts, which would be nine tenths of a step: what it runs neither keeps nor makes arrays."""
-    return cast(F, njit(**_OPTIONS)(function))
+    return cast(F, njit(**{**_OPTIONS, "cache": cache})(function))
 
 
 def inlined(function: F) -> F:

@@ -67,7 +67,8 @@ class Outcome(NamedTuple):
 
 
 @inlined
-def _begin(s: Any, missing: Any, pending: Any, world: World, seed: int, episode: int, document: int, observation: Any) -> None:
+def begin(s: Any, missing: Any, pending: Any, world: World, seed: int, episode: int, document: int, observation: Any) -> None:
+    """Start the row's next request and observe it."""
     reset(s, missing, world, seed, episode, document)
     hold(pending, world.prices.rates.shape[1])
     observe(s, missing, world, observation)
@@ -79,7 +80,7 @@ def _reset_all(
 ) -> None:
     for i in range(len(state)):
         if chosen[i]:
-            _begin(state[i], missing[i], pending[i], world, seeds[i], episodes[i], documents[i], out[i])
+            begin(state[i], missing[i], pending[i], world, seeds[i], episodes[i], documents[i], out[i])
         else:
             observe(state[i], missing[i], world, out[i])
 
@@ -115,7 +116,7 @@ def _step_all(
             if autoreset:
                 for j in range(observation.shape[1]):
                     last_observation[i, j] = observation[i, j]
-                _begin(s, missing[i], pending[i], world, s.seed, s.episode + 1, -1, observation[i])
+                begin(s, missing[i], pending[i], world, s.seed, s.episode + 1, -1, observation[i])
     return ended
 
 
@@ -168,7 +169,7 @@ class Rows:
 
     Attributes:
         state: (N,) records of ``STATE``; the truth about every row.
-        missing: (N, ...) tokens whose keys and values each layer lacks, see ``Machine``.
+        missing, pending: (N, ...) what else a row holds, see ``Machine``.
         width: Scalars of an observation: 16 and the scenario's extra signals.
         machine: What compiled loops take.
     """
@@ -179,8 +180,8 @@ class Rows:
         self.state = np.zeros(count, STATE)
         rules = world.rules[0]
         self.missing = np.zeros((count, 1 if rules["kv"] == PROPAGATE else rules["layers"]), np.int64)
-        pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
-        self.machine = Machine(world, self.state, self.missing, pending)
+        self.pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
+        self.machine = Machine(world, self.state, self.missing, self.pending)
 
     def reset(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.agents.controller import Controller, Decision
+from clone_rl.agents.controller import Controller, Decision, RuleController
 from clone_rl.agents.policy import load_policy
 from clone_rl.errors import BadValueError
 from clone_rl.runtime.actuator import Actuator, EmulatedActuator
@@ -57,10 +57,14 @@ class RuntimeController:
         """Start a request; forgets the one before."""
         self._report: dict[str, Any] = {"request": request, "slo": slo, "decisions": 0, "exits": 0, "switches": 0}
         self._report |= {"latency_s": 0.0, "energy_j": 0.0}
+        self._memory = self.controller.memory(1) if isinstance(self.controller, RuleController) else None
 
     def decide(self, observation: NDArray[np.float32]) -> Decision:
         """What to do at this boundary, for one observation (16,); the actuator is set to the decision's point."""
-        action = int(self.controller.act(observation[None])[0, 0])
+        if self._memory is None:
+            action = int(self.controller.act(observation[None])[0, 0])
+        else:
+            action = int(self.controller.act(observation[None], self._memory)[0, 0])  # type: ignore[call-arg]
         self._report["decisions"] += 1
         if action >= self.points:
             self._report["exits"] += 1

@@ -19,9 +19,11 @@ LOOSE = Limits(miss=0.2, disagree=0.05, dnll=0.05)
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenFixed(Fixed):
-    """A constant action of token control, priced and probing."""
+class TokenFixed:
+    """A constant action of token control, priced and probing; a user's own object, without a rule."""
 
+    name: str
+    point: int = 7
     action: tuple[int, ...] = (7,) * 5 + (2,)
     kind = "token"
     macs = 900
@@ -29,6 +31,9 @@ class TokenFixed(Fixed):
 
     def act(self, observations):
         return np.tile(self.action, (len(observations), 1))
+
+    def describe(self):
+        return {}
 
 
 def observe(**values):

@@ -1,12 +1,15 @@
 import itertools
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.agents.controller import RuleController
 from clone_rl.agents.policy import Policy, load_policy
+from clone_rl.agents.rule import rule
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.errors import BadValueError, PolicyFileError, UnknownNameError
 from clone_rl.runtime import Decision, EmulatedActuator, RuntimeController
@@ -186,3 +189,29 @@ def test_the_runtime_needs_neither_torch_nor_stable_baselines(code):
     heavy = "{'torch', 'transformers', 'stable_baselines3'} & set(__import__('sys').modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}; print({heavy})"], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+class CountRule(NamedTuple):
+    every: int
+
+
+@rule(CountRule)
+def _count(self, observation, memory, action):
+    memory[0] += 1.0
+    action[0] = 8 if memory[0] % self.every == 0 else 3
+
+
+class Counting(RuleController):
+    name, kind, macs, probes = "counting", "layer", 0, False
+
+    @property
+    def rule(self):
+        return CountRule(3)
+
+
+def test_what_a_rule_remembers_lasts_for_one_request():
+    controller = RuntimeController(Counting(), points=8)
+    exits = [controller.decide(np.zeros(16, np.float32)).exit for _ in range(7)]
+    assert exits == [False, False, True, False, False, True, False]
+    controller.begin()
+    assert [controller.decide(np.zeros(16, np.float32)).exit for _ in range(3)] == [False, False, True]

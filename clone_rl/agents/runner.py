@@ -1,0 +1,88 @@
+"""A controller and the kernel in one compiled loop: how evaluation, tuning and training judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.agents.controller import RuleController
+from clone_rl.agents.rule import Loop, decide
+from clone_rl.envs.control import Control
+from clone_rl.envs.figures import FIGURES, write_figures
+from clone_rl.envs.kernel import World
+from clone_rl.envs.observation import observe
+from clone_rl.envs.rows import Rows, begin, step_row
+from clone_rl.envs.state import AMOUNTS
+from clone_rl.errors import BadValueError
+
+
+@Loop
+def _run(
+    rule: Any, memory: Any, state: Any, missing: Any, pending: Any, world: World, heads: Any, documents: Any, seed: int,
+    observation: Any, action: Any, amounts: Any, figures: Any,
+) -> int:  # fmt: skip
+    s = state[0]
+    for i in range(len(documents)):
+        begin(s, missing[0], pending[0], world, seed + i, 0, documents[i], observation)
+        for j in range(len(memory)):
+            memory[j] = 0.0
+        while s.done == 0:
+            decide(rule, observation, memory, action)
+            for head in range(len(action)):
+                if action[head] < 0 or action[head] >= heads[head]:
+                    return i
+            for j in range(len(amounts)):
+                amounts[j] = 0.0
+            step_row(s, missing[0], pending[0], world, action, amounts)
+            observe(s, missing[0], world, observation)
+        write_figures(s, world.prices.reference_j[s.variant], figures[i])
+    return -1
+
+
+class PolicyRunner:
+    """Runs one controller over whole requests, some millions of decisions per CPU second.
+
+    Args:
+        control: The scenario with the controller's own overheads and action space, see ``rollout.charged_for``.
+        controller: A policy or a baseline.
+
+    >>> from clone_rl.agents.baselines import Fixed
+    >>> from clone_rl.envs.control import load_control
+    >>> runner = PolicyRunner(load_control("layer", probe=False), Fixed("performance", 7))
+    >>> figures = runner.run(np.array([0, 1]), seed=0)
+    >>> bool((figures["depth"] == 10 * figures["tokens"]).all())
+    True
+    """
+
+    def __init__(self, control: Control, controller: RuleController) -> None:
+        self.control, self.controller = control, controller
+        self._rows = Rows(control.world, 1, len(control.heads))
+
+    def run(self, documents: NDArray[np.int64], seed: int) -> NDArray[np.void]:
+        """Figures of each request, in the order of ``documents``.
+
+        Args:
+            documents: (R,) documents of the trace set.
+            seed: Key of the draws; request i has seed + i.
+
+        Returns:
+            (R,) records of ``clone_rl.envs.figures.FIGURES``.
+
+        Raises:
+            BadValueError: An action of the controller is not of the space.
+        """
+        rows, controller, heads = self._rows, self.controller, self.control.heads
+        figures, action = np.zeros(len(documents), FIGURES), np.zeros(len(heads), np.int64)
+        observation, amounts = np.zeros(rows.width, np.float32), np.zeros(len(AMOUNTS))
+        bad = _run(
+            controller.rule, controller.memory(1)[0], rows.state, rows.missing, rows.pending, rows.world, heads,
+            documents, seed, observation, action, amounts, figures,
+        )  # fmt: skip
+        if bad >= 0:
+            raise BadValueError(
+                f"controller {controller.name!r} chose {action.tolist()} in request {bad}",
+                f"what it may choose is {', '.join(f'0 to {count - 1}' for count in heads)}",
+            )
+        return figures
