@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.cli.bench_env import bench_env
 from clone_rl.cli.bench_llm import bench_llm
 from clone_rl.cli.options import add_command
 from clone_rl.cli.text import aligned
@@ -95,7 +96,7 @@ class PeerError(CloneRLError):
 
 def add(commands: Any) -> None:
     """The parsers of ``clone-rl bench``."""
-    text = "Measure speed: emulator, llm."
+    text = "Measure speed: emulator, env, llm."
     benches = commands.add_parser("bench", help=text, description=text)
     subjects = benches.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     emulator = add_command(
@@ -108,6 +109,14 @@ def add(commands: Any) -> None:
     emulator.add_argument(
         "--seconds", type=float, default=1.0, help="CPU seconds of each measurement of this package (default: 1.0)"
     )
+    env = add_command(
+        subjects,
+        "env",
+        "Steps per CPU second beside Gymnasium's CartPole, training beside training, evaluation, memory and start-up.",
+        bench_env,
+    )
+    env.add_argument("--seconds", type=float, default=5.0, help="CPU seconds of each comparison (default: 5.0)")
+    env.add_argument("--no-start", action="store_true", help="leave out the start-up times, which compile everything anew")
     llm = add_command(
         subjects,
         "llm",
@@ -144,9 +153,10 @@ def per_cpu_second(work: Callable[[], int], seconds: float) -> float:
         seconds: CPU time to spend at least.
     """
     work()
-    done, start = 0, time.process_time()
-    while (spent := time.process_time() - start) < seconds:
+    done, spent, start = 0, 0.0, time.process_time()
+    while not spent or spent < seconds:
         done += work()
+        spent = time.process_time() - start
     return done / spent
 
 

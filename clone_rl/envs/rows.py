@@ -102,6 +102,9 @@ def _step_all(
     for i in range(len(state)):
         s = state[i]
         over = s.done == 1 or (limit > 0 and s.step >= limit)
+        reward[i] = 0.0
+        for j in range(amounts.shape[1]):
+            amounts[i, j] = 0.0
         if not over:
             reward[i] = step_row(s, missing[i], pending[i], world, actions[i], amounts[i])
         terminated = s.done == 1
@@ -215,8 +218,8 @@ class Rows:
             autoreset: Begin the next episode in the step that ends one.
         """
         observation = np.empty((self.count, self.width), np.float32)
-        reward, ends = np.zeros(self.count), np.empty((3, self.count), np.bool_)
-        amounts, last = np.zeros((self.count, len(AMOUNTS))), np.empty_like(observation)
+        reward, ends = np.empty(self.count), np.empty((3, self.count), np.bool_)
+        amounts, last = np.empty((self.count, len(AMOUNTS))), np.empty_like(observation)
         figures, kpis = np.zeros(self.count, FIGURES), np.zeros(self.count, KPIS)
         count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts, last, figures, kpis)
         return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count, last, figures, kpis)

@@ -150,7 +150,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         final |= {f"_{name}": ended for name in final}
         if not self._autoreset:
             return final
-        observation = np.full(self.num_envs, None, object)
+        observation = np.empty(self.num_envs, object)  # of None
         for row in np.flatnonzero(ended):
             observation[row] = out.last_observation[row]
         return {
