@@ -42,7 +42,7 @@ from clone_rl.envs.state import (
     TOKENS,
 )
 from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, leakage_ratio, warm, work_latency
-from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE
+from clone_rl.hw_emulator.emulator import LAYER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,7 +118,7 @@ def reset(s: Any, missing: Any, world: World, seed: int, episode: int, document:
     s.row, s.prompt = world.offset[document], world.prompt[document]
     s.tokens = world.offset[document + 1] - world.offset[document]
     s.token, s.layer, s.done, s.left = 0, 0, 0, 0
-    s.point = prices.rates.shape[1] - 1
+    s.point = prices.at.shape[1] - 1
     s.pending = s.point
     chip = prices.chip[s.variant]
     s.die_c = s.package_c = chip.ambient_c
@@ -166,18 +166,11 @@ def place(s: Any, world: World, lacking: int) -> int:
 
 
 @inlined
-def _stretched(s: Any, world: World, latency_s: float, energy_j: float, heat_j: float) -> Any:
+def _stretched(s: Any, rate: Any, latency_s: float, energy_j: float, heat_j: float) -> Any:
     """A price as things stand now, with the co-runner and leakage: ``(seconds, joules, heat)``."""
-    rate = world.prices.rates[s.variant, s.point]
     seconds = latency_s * (s.slowdown if s.busy else 1.0)
     stalled_s, leakage_j = seconds - latency_s, seconds * rate.leakage_w * s.growth
     return seconds, energy_j + stalled_s * rate.stall_w + leakage_j, heat_j + stalled_s * rate.stall_heat_w + leakage_j
-
-
-@inlined
-def _piece(s: Any, world: World, which: int) -> Any:
-    price = world.prices.piece[s.variant, s.point, which]
-    return _stretched(s, world, price.latency_s, price.energy_j, price.heat_j)
 
 
 @inlined
@@ -208,7 +201,7 @@ def _warm(s: Any, world: World, seconds: float, heat_j: float) -> None:
 def top_point(s: Any, world: World) -> int:
     """Highest point that the die's temperature allows."""
     prices = world.prices
-    return int(highest_allowed(prices.chip[s.variant], prices.rates.shape[1] - 1, s.die_c))
+    return int(highest_allowed(prices.chip[s.variant], prices.at.shape[1] - 1, s.die_c))
 
 
 @inlined
@@ -323,13 +316,15 @@ def _emit(s: Any, world: World, depth: int, amounts: Any) -> float:
 @inlined
 def _decide(s: Any, world: World, reads: bool) -> Any:
     """One decision, the probe if it ``reads`` it and the controller's arithmetic: ``(seconds, joules, heat)``."""
-    rules = world.rules[0]
+    rules, here = world.rules[0], world.prices.at[s.variant, s.point]
     seconds = joules = heat_j = 0.0
     if rules.probe and reads:
-        seconds, joules, heat_j = _piece(s, world, PROBE)
+        price = here.probe
+        seconds, joules, heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
         s.probe_j += joules
     if rules.policy:
-        policy_s, policy_j, policy_heat_j = _piece(s, world, POLICY)
+        price = here.policy
+        policy_s, policy_j, policy_heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
         s.policy_j += policy_j
         joules += policy_j
         heat_j += policy_heat_j
@@ -349,7 +344,7 @@ def _leave(s: Any, missing: Any, world: World) -> Any:
         return 0.0, 0.0, 0.0
     context = min(s.prompt + s.token, prices.fill.shape[2] - 1)
     price = prices.fill[s.variant, layers - s.layer, context, s.point]
-    seconds, joules, heat_j = _stretched(s, world, price.latency_s, price.energy_j, price.heat_j)
+    seconds, joules, heat_j = _stretched(s, prices.at[s.variant, s.point].rate, price.latency_s, price.energy_j, price.heat_j)
     s.kv_fill_j += joules
     return seconds, joules, heat_j
 
@@ -358,21 +353,22 @@ def _leave(s: Any, missing: Any, world: World) -> Any:
 def _run_layer(s: Any, missing: Any, world: World) -> Any:
     """Run the next layer, with the tokens that it lacks and owes: ``(seconds, joules, heat)``."""
     prices, layer, kv = world.prices, s.layer, world.rules[0].kv
+    rate = prices.at[s.variant, s.point].rate
     if kv == EXACT and missing[layer] > 0:
         rows = 1.0 + missing[layer]
         work, point = prices.work[s.variant, LAYER + layer], prices.points[s.variant, s.point]
         context = float(s.prompt + s.token) - rows
         latency_s, quiet_j, quiet_heat_j = undisturbed(prices.chip[s.variant], point, work, rows, context, True)
-        seconds, joules, heat_j = _stretched(s, world, latency_s, quiet_j, quiet_heat_j)
+        seconds, joules, heat_j = _stretched(s, rate, latency_s, quiet_j, quiet_heat_j)
         whole = prices.layer[s.variant, prices.kind[layer], place(s, world, 0), s.point]
-        _, alone_j, _ = _stretched(s, world, whole.latency_s, whole.energy_j, whole.heat_j)
+        _, alone_j, _ = _stretched(s, rate, whole.latency_s, whole.energy_j, whole.heat_j)
         s.kv_fill_j += joules - alone_j
         s.layer_j += alone_j
         missing[layer] = 0
     else:
         at = place(s, world, missing[layer] if kv == SKIP else 0)
         price = prices.layer[s.variant, prices.kind[layer], at, s.point]
-        seconds, joules, heat_j = _stretched(s, world, price.latency_s, price.energy_j, price.heat_j)
+        seconds, joules, heat_j = _stretched(s, rate, price.latency_s, price.energy_j, price.heat_j)
         s.layer_j += joules
     s.layer += 1
     return seconds, joules, heat_j
@@ -398,7 +394,7 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts
     ``decision`` is what came before it in this step, ``(seconds, joules, heat)``: only the clock has run on by it.
     """
     before_s, joules, heat_j = decision
-    rules, points = world.rules[0], world.prices.rates.shape[1]
+    rules, points = world.rules[0], world.prices.at.shape[1]
     exits = action >= points and may_exit(s)
     depth = s.layer
     if exits:
@@ -418,7 +414,9 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts
     heat_j += piece_heat_j
     emits = exits or depth == rules.layers
     if emits:
-        head_s, head_j, head_heat_j = _piece(s, world, HEAD)
+        here = world.prices.at[s.variant, s.point]
+        price = here.head
+        head_s, head_j, head_heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
         s.head_j += head_j
         seconds += head_s
         joules += head_j
@@ -483,7 +481,7 @@ def token_step(s: Any, missing: Any, world: World, action: Any, pending: Any, am
     exit_at = -(-(pending[0, groups] + 1) * layers // groups)  # first layer of the next group
     while s.token == token and s.done == 0:
         exits = token > 0 and s.layer == exit_at
-        chosen = world.prices.rates.shape[1] if exits else pending[0, s.layer * groups // layers]
+        chosen = world.prices.at.shape[1] if exits else pending[0, s.layer * groups // layers]
         _act(s, missing, world, chosen, decision, amounts)
         decision = (0.0, 0.0, 0.0)
     return _reward(world.rules[0], amounts)

@@ -24,6 +24,9 @@ PRICE = np.dtype([("latency_s", "f8"), ("energy_j", "f8"), ("heat_j", "f8")])
 RATE = np.dtype([("leakage_w", "f8"), ("stall_w", "f8"), ("stall_heat_w", "f8")])
 """One operating point: leakage at the reference temperature, and what a stalled second takes beside it."""
 
+POINT = np.dtype([("rate", RATE), ("head", PRICE), ("probe", PRICE), ("policy", PRICE)])
+"""What every step at an operating point reads: its rates, and the head, one reading of the probe, one decision."""
+
 SWITCH = np.dtype([("stall_s", "f8"), ("energy_j", "f8"), ("heat_j", "f8"), ("leakage_w", "f8")])
 """One change of operating point, without leakage, which is that of the lower point."""
 
@@ -38,11 +41,10 @@ class Prices(NamedTuple):
         chip: (V,) records of ``cost.CHIP``.
         points: (V, P) records of ``cost.POINT``.
         work: (V, W) records of ``cost.WORK``, for what is not tabulated.
-        rates: (V, P) records of ``RATE``.
+        at: (V, P) records of ``POINT``.
         switch: (V, P, P) records of ``SWITCH``, from and to.
         switch_s: (V, P, P) their stalls alone.
         layer: (V, K, C, P) records of ``PRICE``.
-        piece: (V, P, 3) records of ``PRICE``: the head, the probe, the controller's decision.
         head_s: (V, P) seconds of the head.
         fill: (V, L, F, P) records of ``PRICE``: caches of so many skipped layers (never all), by context (the last stands for
             longer).
@@ -55,11 +57,10 @@ class Prices(NamedTuple):
     chip: NDArray[np.void]
     points: NDArray[np.void]
     work: NDArray[np.void]
-    rates: NDArray[np.void]
+    at: NDArray[np.void]
     switch: NDArray[np.void]
     switch_s: NDArray[np.float64]
     layer: NDArray[np.void]
-    piece: NDArray[np.void]
     head_s: NDArray[np.float64]
     fill: NDArray[np.void]
     kind: NDArray[np.int64]
@@ -93,13 +94,16 @@ def _priced(emulator: Emulator, piece: int, rows: Any, contexts: Any, causal: bo
     return out
 
 
-def _rates(emulator: Emulator) -> NDArray[np.void]:
+def _at(emulator: Emulator) -> NDArray[np.void]:
     chip, points = emulator.constants[0], emulator.points
-    out = np.zeros(len(points), RATE)
-    out["leakage_w"] = points["leakage_w"]
+    out = np.zeros(len(points), POINT)
+    for name, piece in (("head", HEAD), ("probe", PROBE), ("policy", POLICY)):
+        out[name] = _priced(emulator, piece, 1.0, [0.0])[0]
+    rate = out["rate"]
+    rate["leakage_w"] = points["leakage_w"]
     gated_w = points["frequency_hz"] * points["dynamic_scale"] * chip["clock_j_per_cycle"] * chip["clock_gated"]
-    out["stall_w"] = gated_w + chip["dram_waiting_w"]
-    out["stall_heat_w"] = gated_w + chip["dram_waiting_w"] * (1.0 - chip["dram_elsewhere"])
+    rate["stall_w"] = gated_w + chip["dram_waiting_w"]
+    rate["stall_heat_w"] = gated_w + chip["dram_waiting_w"] * (1.0 - chip["dram_elsewhere"])
     return out
 
 
@@ -154,17 +158,16 @@ def price_list(emulators: tuple[Emulator, ...], longest_prompt: int, longest_con
     )
     windows = [first.workload.window_of(i) for i in range(first.workload.layers)]
     switch = np.stack([_switches(e) for e in emulators])
-    piece = np.stack([np.stack([_priced(e, p, 1.0, [0.0])[0] for p in (HEAD, PROBE, POLICY)], 1) for e in emulators])
+    at = np.stack([_at(e) for e in emulators])
     return Prices(
         chip=np.concatenate([e.constants for e in emulators]),
         points=np.stack([e.points for e in emulators]),
         work=np.stack([e.work for e in emulators]),
-        rates=np.stack([_rates(e) for e in emulators]),
+        at=at,
         switch=switch,
         switch_s=np.ascontiguousarray(switch["stall_s"]),
         layer=layer,
-        piece=piece,
-        head_s=np.ascontiguousarray(piece["latency_s"][..., 0]),
+        head_s=np.ascontiguousarray(at["head"]["latency_s"]),
         fill=np.stack([_fills(e, longest_context) for e in emulators]),
         kind=np.array([[windows[c] for c in first.classes].index(window) for window in windows], np.int64),
         remaining=first.remaining,

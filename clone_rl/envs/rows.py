@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
 def begin(s: Any, missing: Any, pending: Any, world: World, seed: int, episode: int, document: int, observation: Any) -> None:
     """Start the row's next request and observe it."""
     reset(s, missing, world, seed, episode, document)
-    hold(pending, world.prices.rates.shape[1])
+    hold(pending, world.prices.at.shape[1])
     observe(s, missing, world, observation)
 
 

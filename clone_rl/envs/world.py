@@ -15,7 +15,7 @@ from clone_rl.envs.state import RULES
 from clone_rl.envs.trace import HIDDEN, SIGNALS, TraceSet
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import Chip
-from clone_rl.hw_emulator.emulator import POLICY, PROBE, Emulator
+from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import Workload
 
@@ -84,7 +84,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
         layer_s[:, :, places] += decision_s[:, None, None, phase]
     return World(
         prices=prices,
-        rules=_rules(scenario, workload, prices.rates.shape[1]),
+        rules=_rules(scenario, workload, prices.at.shape[1]),
         decision_s=decision_s[:, 1].copy(),
         layer_s=layer_s,
         slo=np.array([(c.ttft_s, c.tpot_s) for c in scenario.slo]),
@@ -153,7 +153,6 @@ def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.vo
 
 def _decision_s(scenario: Scenario, prices: Prices) -> NDArray[np.float64]:
     """(V, 2, P) seconds that probe and controller hold up a layer, in prefill (which reads no probe) and in decoding."""
-    latency_s = prices.piece["latency_s"]
     timed = scenario.policy_macs > 0 and not scenario.decision_delay
-    policy_s = latency_s[..., POLICY] * timed
-    return np.stack([policy_s, policy_s + latency_s[..., PROBE] * scenario.probe], 1)
+    policy_s = prices.at["policy"]["latency_s"] * timed
+    return np.stack([policy_s, policy_s + prices.at["probe"]["latency_s"] * scenario.probe], 1)

@@ -83,7 +83,7 @@ def test_a_full_token_after_exits_takes_at_least_what_it_takes_alone_and_less_th
         rows = begin(trace_folder, kv, **quiet)
         rows.reset(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([long]))
         rows.state["busy"], rows.state["slowdown"] = 0, 1.0
-        leave = rows.world.prices.rates.shape[1]
+        leave = rows.world.prices.at.shape[1]
         play(rows, *[leave - 1] * 10)
         for _ in range(exits):
             play(rows, *([leave - 1] * depth + [leave] if leaves else [leave - 1] * 10))
