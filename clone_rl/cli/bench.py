@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,8 @@ from clone_rl.cli.bench_env import bench_env
 from clone_rl.cli.bench_llm import bench_llm
 from clone_rl.cli.options import add_command
 from clone_rl.cli.text import aligned
-from clone_rl.errors import BadValueError, CloneRLError
+from clone_rl.cli.timing import check_seconds, machine, per_cpu_second
+from clone_rl.errors import CloneRLError
 
 if TYPE_CHECKING:
     from clone_rl.hw_emulator import Emulator
@@ -126,40 +124,6 @@ def add(commands: Any) -> None:
     llm.add_argument("--seconds", type=float, default=5.0, help="CPU seconds for each family (default: 5.0)")
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    import numba
-    import numpy
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numba": numba.__version__,
-        "numpy": numpy.__version__,
-    }
-
-
-def per_cpu_second(work: Callable[[], int], seconds: float) -> float:
-    """Units of work per CPU second of this process.
-
-    Args:
-        work: Does some units and returns how many; called once more before the clock starts, which compiles it.
-        seconds: CPU time to spend at least.
-    """
-    work()
-    done, spent, start = 0, 0.0, time.process_time()
-    while not spent or spent < seconds:
-        done += work()
-        spent = time.process_time() - start
-    return done / spent
-
-
 def _product(k: int, n: int) -> Emulator:
     """A (k x n) product on one array like SCALE-Sim's: a model's head, whose inputs are k wide and whose vocabulary is n."""
     from clone_rl.hw_emulator import Asic, Emulator, Precision, Workload
@@ -262,8 +226,7 @@ def scalesim() -> list[tuple[float, int]]:
 
 def bench_emulator(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """``clone-rl bench emulator``; exit code 1 if SCALE-Sim counts other cycles."""
-    if not 0 < options.seconds <= _LONGEST_S:
-        raise BadValueError(f"seconds is {options.seconds}", f"more than 0, at most {_LONGEST_S:g}")
+    check_seconds(options.seconds, _LONGEST_S)
     values: dict[str, Any] = {**_measure(options.seconds), "scalesim_cpu_s_per_gemm": None}
     # Beside the compiled loop: a Python function that counts cycles alone, and one Python call per cost of a layer.
     own = {

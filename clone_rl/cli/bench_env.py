@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clone_rl.cli.text import aligned
-from clone_rl.errors import BadValueError
+from clone_rl.cli.timing import check_seconds, interleaved, machine, per_cpu_second
 
 BARS = {
     "single_vs_cartpole": 1.0,
@@ -27,7 +26,6 @@ BARS = {
 
 _OURS, _THEIRS = "clone_rl/LayerControl-v0", "CartPole-v1"
 _LONGEST_S = 600.0
-_FEWEST = 5  # repetitions, whatever time they take
 _SINGLE_STEPS, _VECTOR_STEPS, _STARTS = 5_000, 100, 5
 _PPO = {"n_steps": 128, "batch_size": 4096, "n_epochs": 4, "policy_kwargs": {"net_arch": [64, 64]}, "device": "cpu"}
 _PPO_ROWS = 256
@@ -51,7 +49,7 @@ print(time.perf_counter() - start)
 """
 
 Jobs = dict[str, Callable[[], int]]
-"""Two jobs, ``ours`` and ``theirs``, each of which returns how many steps it took."""
+"""Two jobs, ``ours`` and ``theirs``, each of which returns how many steps it takes, the same every time."""
 
 
 def single_jobs() -> Jobs:
@@ -135,15 +133,16 @@ def compare(jobs: Jobs, seconds: float) -> tuple[float, dict[str, float]]:
         jobs: Each is called once more before the clock starts, which compiles it.
         seconds: CPU time to spend at least.
     """
-    for job in jobs.values():
-        job()
-    speeds: dict[str, list[float]] = {name: [] for name in jobs}
-    begin = time.process_time()
-    while len(speeds["ours"]) < _FEWEST or time.process_time() - begin < seconds:
-        for name, job in jobs.items():
-            start = time.process_time()
-            steps = job()
-            speeds[name].append(steps / (time.process_time() - start))
+    steps: dict[str, int] = {}
+
+    def counted(name: str) -> Callable[[], None]:
+        def run() -> None:
+            steps[name] = jobs[name]()
+
+        return run
+
+    times = interleaved({name: counted(name) for name in jobs}, seconds)
+    speeds = {name: [steps[name] / time for time in each] for name, each in times.items()}
     ratio = median(ours / theirs for ours, theirs in zip(speeds["ours"], speeds["theirs"], strict=True))
     return ratio, {name: median(each) for name, each in speeds.items()}
 
@@ -153,7 +152,6 @@ def eval_decisions_per_cpu_s(seconds: float) -> float:
     from clone_rl.agents.baselines import Pace
     from clone_rl.agents.rollout import charged_for
     from clone_rl.agents.runner import PolicyRunner
-    from clone_rl.cli.bench import per_cpu_second
     from clone_rl.envs.control import load_control
 
     control = load_control("layer")
@@ -216,11 +214,8 @@ def measure_env(seconds: float, start_up: bool = True) -> dict[str, Any]:
 
 def bench_env(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl bench env``."""
-    if not 0 < options.seconds <= _LONGEST_S:
-        raise BadValueError(f"seconds is {options.seconds}", f"more than 0, at most {_LONGEST_S:g}")
+    check_seconds(options.seconds, _LONGEST_S)
     import gymnasium
-
-    from clone_rl.cli.bench import machine
 
     result = measure_env(options.seconds, not options.no_start)
     result["machine"] = machine() | {"gymnasium": gymnasium.__version__}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 from clone_rl.cli.text import aligned
-from clone_rl.errors import BadValueError
+from clone_rl.cli.timing import check_seconds, interleaved, machine
 
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2", "embedded")
 """Small models with random weights, and the one that ships."""
@@ -19,7 +18,6 @@ BARS = {"stepper_vs_generate": 1.05, "half_exit_vs_generate": 0.8, "record_vs_fo
 """What each ratio is meant to stay below; ``record_vs_forward`` above."""
 
 _LONGEST_S = 600.0
-_FEWEST = 5  # repetitions, whatever time they take
 _PROMPT, _NEW = 16, 64  # tokens
 _SIZES = {
     "vocab_size": 4096,
@@ -61,25 +59,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def interleaved(jobs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """CPU seconds of each job, one after the other and over again, so that all see the machine in the same moods.
-
-    Args:
-        jobs: By name; each is called once more before the clock starts.
-        seconds: CPU time to spend at least.
-    """
-    for job in jobs.values():
-        job()
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    begin = time.process_time()
-    while len(next(iter(times.values()))) < _FEWEST or time.process_time() - begin < seconds:
-        for name, job in jobs.items():
-            start = time.process_time()
-            job()
-            times[name].append(time.process_time() - start)
-    return times
 
 
 def _ratio(times: list[float], base: list[float]) -> float:
@@ -161,12 +140,9 @@ def measure_llm(seconds: float, families: tuple[str, ...] = FAMILIES) -> dict[st
 
 def bench_llm(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """``clone-rl bench llm``; exit code 1 if the stepper writes another text than the model."""
-    if not 0 < options.seconds <= _LONGEST_S:
-        raise BadValueError(f"seconds is {options.seconds}", f"more than 0, at most {_LONGEST_S:g}")
+    check_seconds(options.seconds, _LONGEST_S)
     import torch
     import transformers
-
-    from clone_rl.cli.bench import machine
 
     result = measure_llm(options.seconds)
     result["machine"] = machine() | {"torch": torch.__version__, "transformers": transformers.__version__}

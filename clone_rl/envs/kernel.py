@@ -174,6 +174,12 @@ def _stretched(s: Any, rate: Any, latency_s: float, energy_j: float, heat_j: flo
 
 
 @inlined
+def _charged(s: Any, rate: Any, price: Any) -> Any:
+    """The same of a record of ``prices.PRICE``."""
+    return _stretched(s, rate, price.latency_s, price.energy_j, price.heat_j)
+
+
+@inlined
 def _elapse(s: Any, world: World, seconds: float) -> None:
     """Move the clock and let the interference evolve slot by slot."""
     s.clock_s += seconds
@@ -319,12 +325,10 @@ def _decide(s: Any, world: World, reads: bool) -> Any:
     rules, here = world.rules[0], world.prices.at[s.variant, s.point]
     seconds = joules = heat_j = 0.0
     if rules.probe and reads:
-        price = here.probe
-        seconds, joules, heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
+        seconds, joules, heat_j = _charged(s, here.rate, here.probe)
         s.probe_j += joules
     if rules.policy:
-        price = here.policy
-        policy_s, policy_j, policy_heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
+        policy_s, policy_j, policy_heat_j = _charged(s, here.rate, here.policy)
         s.policy_j += policy_j
         joules += policy_j
         heat_j += policy_heat_j
@@ -344,7 +348,7 @@ def _leave(s: Any, missing: Any, world: World) -> Any:
         return 0.0, 0.0, 0.0
     context = min(s.prompt + s.token, prices.fill.shape[2] - 1)
     price = prices.fill[s.variant, layers - s.layer, context, s.point]
-    seconds, joules, heat_j = _stretched(s, prices.at[s.variant, s.point].rate, price.latency_s, price.energy_j, price.heat_j)
+    seconds, joules, heat_j = _charged(s, prices.at[s.variant, s.point].rate, price)
     s.kv_fill_j += joules
     return seconds, joules, heat_j
 
@@ -361,14 +365,14 @@ def _run_layer(s: Any, missing: Any, world: World) -> Any:
         latency_s, quiet_j, quiet_heat_j = undisturbed(prices.chip[s.variant], point, work, rows, context, True)
         seconds, joules, heat_j = _stretched(s, rate, latency_s, quiet_j, quiet_heat_j)
         whole = prices.layer[s.variant, prices.kind[layer], place(s, world, 0), s.point]
-        _, alone_j, _ = _stretched(s, rate, whole.latency_s, whole.energy_j, whole.heat_j)
+        _, alone_j, _ = _charged(s, rate, whole)
         s.kv_fill_j += joules - alone_j
         s.layer_j += alone_j
         missing[layer] = 0
     else:
         at = place(s, world, missing[layer] if kv == SKIP else 0)
         price = prices.layer[s.variant, prices.kind[layer], at, s.point]
-        seconds, joules, heat_j = _stretched(s, rate, price.latency_s, price.energy_j, price.heat_j)
+        seconds, joules, heat_j = _charged(s, rate, price)
         s.layer_j += joules
     s.layer += 1
     return seconds, joules, heat_j
@@ -415,8 +419,7 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts
     emits = exits or depth == rules.layers
     if emits:
         here = world.prices.at[s.variant, s.point]
-        price = here.head
-        head_s, head_j, head_heat_j = _stretched(s, here.rate, price.latency_s, price.energy_j, price.heat_j)
+        head_s, head_j, head_heat_j = _charged(s, here.rate, here.head)
         s.head_j += head_j
         seconds += head_s
         joules += head_j

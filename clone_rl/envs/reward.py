@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.state import AMOUNTS
+from clone_rl.envs.state import AMOUNTS, N_COSTS
 from clone_rl.errors import BadValueError
 
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -88,6 +88,11 @@ def check_cost(given: Any) -> Cost:
     found = np.asarray(cost(np.zeros((2, len(AMOUNTS)))))
     _check_shape("cost", given, found, (2, found.shape[-1] if found.ndim == 2 else 1))
     return cost
+
+
+def costs_of(cost: Cost | None, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, C) constraint costs of N steps: a user's own, or late tokens, disagreements and nats of dNLL."""
+    return np.asarray(cost(amounts)) if cost else amounts[:, :N_COSTS]
 
 
 def _check_shape(what: str, given: Any, found: Any, shape: tuple[int, int]) -> None:

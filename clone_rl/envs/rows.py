@@ -236,13 +236,10 @@ class Rows:
 
     def figures(self) -> NDArray[np.void]:
         """(N,) records of ``figures.FIGURES``, as things stand."""
-        return self._written()[0]
+        return self.totals()[0]
 
-    def kpis(self) -> NDArray[np.void]:
-        """(N,) records of ``figures.KPIS``, as things stand."""
-        return self._written()[1]
-
-    def _written(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    def totals(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """(N,) records of ``figures.FIGURES`` and of ``figures.KPIS``, as things stand."""
         figures, kpis = np.zeros(self.count, FIGURES), np.zeros(self.count, KPIS)
         _write_all(self.state, self.world.prices.reference_j, figures, kpis)
         return figures, kpis

@@ -13,11 +13,12 @@ from clone_rl.envs.figures import as_dict
 from clone_rl.envs.kernel import may_exit
 from clone_rl.envs.randomness import check_seed
 from clone_rl.envs.render import Frame, ansi, draw
-from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
+from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward, costs_of
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.state import AMOUNTS, LATE, N_COSTS, TOKENS
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.workload import is_count
 
 SEEDS = 2**31
 """Seeds that an unseeded environment draws from."""
@@ -75,8 +76,7 @@ class ControlEnv(gym.Env[NDArray[np.float32], Any]):
         document = (options or {}).get("document")
         if document is None:
             return -1
-        whole = isinstance(document, int | np.integer) and not isinstance(document, bool)
-        if not whole or not 0 <= document < self._documents:
+        if not is_count(document) or document >= self._documents:
             raise BadValueError(f"document {document!r}", f"an integer from 0 to {self._documents - 1}")
         return int(document)
 
@@ -99,10 +99,7 @@ class ControlEnv(gym.Env[NDArray[np.float32], Any]):
         self._running = True
         self._sums = np.zeros(len(self._reward.terms)) if self._reward else np.zeros(0)
         self._emitted: list[tuple[int, int, bool]] = []
-        return observation, {"cost": self._costs(np.zeros((1, len(AMOUNTS))))[0]}
-
-    def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
+        return observation, {"cost": costs_of(self._cost, np.zeros((1, len(AMOUNTS))))[0]}
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Take one decision.
@@ -117,13 +114,14 @@ class ControlEnv(gym.Env[NDArray[np.float32], Any]):
             terms = np.asarray(self._reward(amounts[None]))[0]
             self._sums += terms
             reward = float(terms.sum())
-        info: dict[str, Any] = {"cost": amounts[:N_COSTS] if self._cost is None else self._costs(amounts[None])[0]}
+        info: dict[str, Any] = {"cost": amounts[:N_COSTS] if self._cost is None else costs_of(self._cost, amounts[None])[0]}
         if self.render_mode is not None and amounts[TOKENS]:
             s = self._rows.state[0]
             self._emitted.append((int(s["left"]), int(s["point"]), bool(amounts[LATE])))
         if terminated:
             self._running = False
-            info["figures"], info["kpis"] = as_dict(self._rows.figures()[0]), as_dict(self._rows.kpis()[0])
+            figures, kpis = self._rows.totals()
+            info["figures"], info["kpis"] = as_dict(figures[0]), as_dict(kpis[0])
             if self._reward:
                 info["reward_terms"] = dict(zip(self._reward.terms, self._sums.tolist(), strict=True))
         return observation, reward, terminated, False, info

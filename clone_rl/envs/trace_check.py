@@ -28,7 +28,7 @@ from clone_rl.envs.trace import (
 )
 from clone_rl.errors import CloneRLError
 from clone_rl.hw_emulator.ledger import KV
-from clone_rl.hw_emulator.workload import stored_workload
+from clone_rl.hw_emulator.workload import is_count, stored_workload
 
 _NOISE = 2.0**-10
 """Step of half precision at 1, relative to a bound that rounding may overstep."""
@@ -117,8 +117,8 @@ class _Rule:
     needed: bool = False
 
 
-def _count(value: Any, least: int = 1) -> bool:
-    return type(value) is int and value >= least
+def _count(value: Any) -> bool:
+    return is_count(value) and value >= 1
 
 
 def _text(value: Any) -> bool:

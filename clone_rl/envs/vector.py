@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from clone_rl.envs.control import load_control
 from clone_rl.envs.randomness import check_seed
-from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward
+from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward, costs_of
 from clone_rl.envs.rows import Outcome, Rows
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.single import SEEDS
-from clone_rl.envs.state import AMOUNTS, N_COSTS
+from clone_rl.envs.state import AMOUNTS
 from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator.workload import is_count
 
@@ -100,7 +100,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         episodes = np.where(begun & (seed is None), self._rows.state["episode"] + 1, 0)
         self._sums[mask] = 0.0
         observation = self._rows.reset(self._seeds, episodes, chosen=mask)
-        return observation, {"cost": self._costs(np.zeros((self.num_envs, len(AMOUNTS))))}
+        return observation, {"cost": costs_of(self._cost, np.zeros((self.num_envs, len(AMOUNTS))))}
 
     def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
         unknown = set(options or {}) - {"reset_mask"}
@@ -115,9 +115,6 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
             raise BadValueError(f"reset_mask {mask!r}", f"a bool array of {self.num_envs} with at least one true")
         return mask
 
-    def _costs(self, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self._cost(amounts)) if self._cost else amounts[:, :N_COSTS]
-
     def step(
         self, actions: Any
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
@@ -129,7 +126,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         if self._seeds is None:
             raise BadValueError("no episode is running", "call reset")
         out = self._rows.step(self.control.check(actions, self.num_envs), self._limit, self._autoreset)
-        reward, cost = out.reward, self._costs(out.amounts)
+        reward, cost = out.reward, costs_of(self._cost, out.amounts)
         if self._reward:
             terms = np.asarray(self._reward(out.amounts))
             self._sums += terms

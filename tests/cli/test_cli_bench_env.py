@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from clone_rl.cli import bench_env
+from clone_rl.cli import bench_env, timing
 
 pytest_plugins = ["cli_running"]
 
@@ -10,7 +10,8 @@ pytest_plugins = ["cli_running"]
 @pytest.fixture
 def quick(monkeypatch):
     """A few steps, twice."""
-    for name, value in {"_FEWEST": 2, "_SINGLE_STEPS": 50, "_VECTOR_STEPS": 3, "_STARTS": 1, "_PPO_ROWS": 4}.items():
+    monkeypatch.setattr(timing, "_FEWEST", 2)
+    for name, value in {"_SINGLE_STEPS": 50, "_VECTOR_STEPS": 3, "_STARTS": 1, "_PPO_ROWS": 4}.items():
         monkeypatch.setattr(bench_env, name, value)
     monkeypatch.setattr(bench_env, "_PPO", {**bench_env._PPO, "n_steps": 4, "batch_size": 8})
 
@@ -58,7 +59,7 @@ def test_the_two_take_turns_and_the_ratio_is_of_speeds(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(bench_env.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "process_time", lambda: clock[0])
     ratio, speeds = bench_env.compare({"ours": job("ours", 2.0, 30), "theirs": job("theirs", 1.0, 10)}, seconds=20)
     assert math.isclose(ratio, 1.5)
     assert speeds == {"ours": 15.0, "theirs": 10.0}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from clone_rl.cli import bench_llm
+from clone_rl.cli import bench_llm, timing
 
 pytest_plugins = ["cli_running"]
 
@@ -11,7 +11,7 @@ pytest_plugins = ["cli_running"]
 def quick(monkeypatch):
     """A few tokens, once."""
     monkeypatch.setattr(bench_llm, "_NEW", 4)
-    monkeypatch.setattr(bench_llm, "_FEWEST", 1)
+    monkeypatch.setattr(timing, "_FEWEST", 1)
 
 
 def test_every_family_is_measured(run_cli, quick, snapshot):
