@@ -16,7 +16,7 @@ from clone_rl.llm.prompts import Prompt, make_prompts
 if TYPE_CHECKING:
     from clone_rl.llm.source import ModelSource
 
-_PER_KIND = {"train": 120, "validation": 40, "test": 60}
+_PER_KIND = {"train": 250, "validation": 50, "test": 50}
 """Shipped prompts of each kind, those that the shipped traces were recorded from."""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from clone_rl.bars import Bar
 from clone_rl.errors import BadFileError, CloneRLError
 from clone_rl.files import replacing
 from clone_rl.hw_emulator.precision import PRECISIONS
@@ -306,12 +305,11 @@ class Pretraining:
         recipe, tokens_per_step = self.recipe, self.recipe.batch * self.recipe.context
         total = recipe.steps or round(recipe.minutes * 60)
         began, last_save, average = time.monotonic() - self.spent_s, time.monotonic(), math.nan
-        bar = tqdm(
+        bar = Bar(
             total=total,
             initial=min(total, self.step if recipe.steps else round(self.spent_s)),
             unit="step" if recipe.steps else "s",
             desc="pretrain",
-            file=sys.stderr,
         )
         self.model.train()
         with bar, (self.out / "log.jsonl").open("a") as log:

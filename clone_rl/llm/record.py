@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from clone_rl.bars import Bar
 from clone_rl.envs.trace import PER_DOCUMENT, PER_TOKEN, SPLITS, TraceSet, content_sha256
 from clone_rl.errors import BadValueError
 from clone_rl.llm.anatomy import Anatomy
@@ -74,9 +73,7 @@ def record(
     chosen = list({document.key: document for document in documents}.values())
     missing = [document for document in chosen if document.key not in kept]
     done = len(chosen) - len(missing)
-    for document in tqdm(
-        missing, "record", len(chosen), unit="request", file=sys.stderr, disable=quiet, initial=done, dynamic_ncols=True
-    ):
+    for document in Bar(missing, "record", len(chosen), unit="request", disable=quiet, initial=done, dynamic_ncols=True):
         kept[document.key] = measure(lm, answered(lm, document, responses))
     return _trace_set(lm, chosen, [kept[document.key] for document in chosen], responses, command)
 

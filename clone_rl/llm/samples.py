@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from tqdm import tqdm
 
+from clone_rl.bars import Bar
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.corpus import held_out, read_documents
@@ -228,7 +227,7 @@ def run_exits(anatomy: Anatomy, samples: Sequence[Sample], label: str, quiet: bo
         quiet: No progress bar.
     """
     hidden, columns, kinds = [], [], []
-    with tqdm(total=count_tokens(samples), desc=label, unit="token", file=sys.stderr, disable=quiet) as bar:
+    with Bar(total=count_tokens(samples), desc=label, unit="token", disable=quiet) as bar:
         for sample in samples:
             ids = torch.tensor([sample.ids], device=anatomy.device)
             states = [state[0, sample.start : -1] for state in anatomy.states(ids)]
