@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 
 # Numba's cache does not notice a change in a function that another file calls: key it by all compiled sources.
-_SOURCES = sorted((Path(__file__).parent.parent / "clone_rl").glob("*/*.py"))
-_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES if path.parent.name in ("envs", "hw_emulator")))
+_COMPILED = ("envs/*.py", "hw_emulator/*.py", "agents/heuristics/*.py", "agents/policy.py")
+_SOURCES = sorted(path for part in _COMPILED for path in (Path(__file__).parent.parent / "clone_rl").glob(part))
+_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES))
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"clone-rl-numba-{_STAMP.hexdigest()[:16]}"))
 
 import numpy as np  # noqa: E402

@@ -148,6 +148,52 @@ class Policy(RuleController):
         """Its size and the hash of its weights."""
         return {"parameters": self.parameters, "sha256": self.card.get("sha256", "")}
 
+    @classmethod
+    def load(cls, name: str | Path) -> Policy:
+        """Load a shipped policy by name, or any by path: a run folder, its ``policy.safetensors`` or its card.
+
+        Raises:
+            UnknownNameError: No shipped policy has this name.
+            PolicyFileError: Missing, truncated, altered, or made for other observations.
+            MissingExtraError: safetensors is not installed.
+        """
+        try:
+            from safetensors import SafetensorError
+            from safetensors.numpy import load
+        except ImportError:
+            raise MissingExtraError("policy files need safetensors", "pip install 'clone-rl[train]'") from None
+        name = str(name)
+        path = _locate(name)
+        try:
+            data = path.read_bytes()
+            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise PolicyFileError(
+                f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card: {error}") from None
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
+            raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card of format {FORMAT}")
+        if hashlib.sha256(data).hexdigest() != card.get("sha256"):
+            raise PolicyFileError(
+                f"{path} does not match the hash in its card", "the file is truncated or altered; get it again"
+            )
+        seen = card.get("observation")
+        signals = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
+        if seen != [*OBSERVATION, *signals] or not set(signals) <= set(EXTRA_SIGNALS):
+            raise PolicyFileError(
+                f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again"
+            )
+        try:
+            tensors = load(data)
+            layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2))
+            heads = tuple(int(h) for h in card["heads"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise PolicyFileError(f"{path} is not a policy: {error}") from None
+        label = name if not is_policy_path(name) else card.get("name", path.stem)
+        return cls(layers, heads, card, str(label), bool(card.get("probes", True)), signals)
+
     def save(self, path: Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
         from safetensors.numpy import save
@@ -188,44 +234,3 @@ def _locate(name: str) -> Path:
         return Path(str(resources.files("clone_rl.agents") / "policies" / f"{name}.safetensors"))
     path = Path(name)
     return path / "policy.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
-
-
-def load_policy(name: str) -> Policy:
-    """Load a shipped policy by name, or any by path: a run folder, its ``policy.safetensors`` or its card.
-
-    Raises:
-        UnknownNameError: No shipped policy has this name.
-        PolicyFileError: Missing, truncated, altered, or made for other observations.
-        MissingExtraError: safetensors is not installed.
-    """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError:
-        raise MissingExtraError("policy files need safetensors", "pip install 'clone-rl[train]'") from None
-    path = _locate(name)
-    try:
-        data = path.read_bytes()
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PolicyFileError(
-            f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card: {error}") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card of format {FORMAT}")
-    if hashlib.sha256(data).hexdigest() != card.get("sha256"):
-        raise PolicyFileError(f"{path} does not match the hash in its card", "the file is truncated or altered; get it again")
-    seen = card.get("observation")
-    signals = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
-    if seen != [*OBSERVATION, *signals] or not set(signals) <= set(EXTRA_SIGNALS):
-        raise PolicyFileError(f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again")
-    try:
-        tensors = load(data)
-        layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2))
-        heads = tuple(int(h) for h in card["heads"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise PolicyFileError(f"{path} is not a policy: {error}") from None
-    label = name if not is_policy_path(name) else card.get("name", path.stem)
-    return Policy(layers, heads, card, str(label), bool(card.get("probes", True)), signals)

@@ -2,146 +2,66 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
-from tqdm import tqdm
 
+from clone_rl.agents.checkpoint import learner_state, made_for, read_checkpoint, restore_learner, write_checkpoint
 from clone_rl.agents.constraints import Multiplier
+from clone_rl.agents.heuristics.pace import tune_pace
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.sb3 import Sb3VecEnv
-from clone_rl.agents.tune import tune_pace
+from clone_rl.agents.telemetry import board, hyperparameters, mean_point, per_token
+from clone_rl.agents.train_config import TrainConfig
 from clone_rl.agents.warm_start import clone, demonstrations
-from clone_rl.envs import ENV_IDS, check_env_id
+from clone_rl.bars import Bar
+from clone_rl.envs import ENV_IDS
 from clone_rl.envs import vector as vector_envs
 from clone_rl.envs.control import load_control
 from clone_rl.envs.figures import FIGURES
-from clone_rl.envs.scenario import Limits, Scenario
-from clone_rl.errors import BadFileError, BadValueError
-from clone_rl.files import replacing
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What to train. The field docs are the help of ``clone-rl train``.
-
-    Attributes:
-        env_id: Environment: clone_rl/LayerControl-v0 or clone_rl/TokenControl-v0.
-        scenario: Scenario, a shipped name or a TOML file.
-        chip: Chip, a shipped name or a TOML file; empty takes the scenario's.
-        traces: Trace set, a shipped name or a folder; empty takes the scenario's.
-        steps: Decisions to train for (rounded up to whole rollouts).
-        seed: Seed of everything random.
-        envs: Parallel environments.
-        rollout: Decisions of each environment between two updates.
-        max_miss: Highest share of late tokens; None takes the scenario's.
-        max_disagree: Highest share of tokens that differ from full depth; None takes the scenario's.
-        max_dnll: Highest increase of the negative log-likelihood, nats per token; None takes the scenario's.
-        checkpoint_every: Updates between two checkpoints.
-    """
-
-    env_id: str = "clone_rl/LayerControl-v0"
-    scenario: str = "default"
-    chip: str = ""
-    traces: str = ""
-    steps: int = 1_000_000
-    seed: int = 0
-    envs: int = 256
-    rollout: int = 128
-    max_miss: float | None = None
-    max_disagree: float | None = None
-    max_dnll: float | None = None
-    checkpoint_every: int = 5
-
-    def __post_init__(self) -> None:
-        check_env_id(self.env_id)
-        for name in ("steps", "envs", "rollout", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise BadValueError(f"{name} is {getattr(self, name)}", "at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise BadValueError(f"seed is {self.seed}", f"0 or more, at most {2**31 - 1}")
-        if self.envs * self.rollout < 2:
-            raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
-        Limits().but(self.max_miss, self.max_disagree, self.max_dnll)  # checks them before a run folder is made
-
-    def limits(self, scenario: Scenario) -> Limits:
-        """What training has to hold in a scenario."""
-        return scenario.limits.but(self.max_miss, self.max_disagree, self.max_dnll)
-
-    def resolved(self, scenario: Scenario) -> Self:
-        """The same with the scenario's limits written out: what a run keeps, whatever becomes of the scenario's file."""
-        limits = self.limits(scenario)
-        return replace(self, max_miss=limits.miss, max_disagree=limits.disagree, max_dnll=limits.dnll)
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """Fields of the scenario that are replaced."""
-        return {name: value for name, value in (("chip", self.chip), ("traces", self.traces)) if value}
-
+from clone_rl.interrupt import stop_here
 
 # With gamma 0.98 and lambda 0.9 a policy never leaves "never exit": hence 0.999 and 0.97 below.
 _HIDDEN = (24, 16)  # 961 parameters with 8 operating points: a deployable policy has fewer than 1,000
 _VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
 _REWARD_SCALE = 0.1
+_LEARNING_RATE = (1e-3, 2e-5)  # from, to
 _CLONE_STEPS, _CLONE_EPOCHS = 400, 30
 _EXIT_BIAS = -3.0  # logit of the exit action without a warm start: random exits are nearly always wrong
 _SAFETY = 0.85  # training aims at this share of each limit, because a policy is judged on other requests
 _JUDGE_EVERY = 2  # updates between two runs of the policy as it would be deployed, without exploration
 
 
-def control_means(sums: dict[str, Any]) -> dict[str, float]:
-    """Figures per token from sums over requests."""
-    tokens = sums["tokens"]
-    return {
-        "energy_per_token_j": float(sums["energy_j"] / tokens),
-        "miss_rate": float(sums["late"] / tokens),
-        "disagreement": float(sums["disagree"] / tokens),
-        "dnll": float(sums["dnll"] / tokens),
-        "mean_depth": float(sums["depth"] / tokens),
-        "switches_per_token": float(sums["switches"] / tokens),
-    }
+class _Loop(BaseCallback):
+    """What happens around rollouts and updates: checkpoints, multipliers, logs, the progress bar."""
 
-
-class _Progress(BaseCallback):
-    """After every rollout: multipliers, logs, checkpoint, progress bar."""
-
-    def __init__(self, run: Training) -> None:
+    def __init__(self, run: Training, bar: Bar) -> None:
         super().__init__()
-        self.run = run
-        self.bar: Any = None
+        self.run, self.bar = run, bar
         self._sums: dict[str, float] = {}
-        self._began = time.monotonic()
-
-    def _on_training_start(self) -> None:
-        config = self.run.config
-        self.bar = tqdm(
-            total=config.steps,
-            initial=self.run.model.num_timesteps,
-            desc="train",
-            unit="dec",
-            unit_scale=True,
-            file=sys.stderr,
-        )
+        self._since_s = time.monotonic()
 
     def _on_rollout_start(self) -> None:
+        run = self.run
+        # Between an update and the next rollout, where nothing is half done.
+        if run.updates % run.config.checkpoint_every == 0:
+            run.save_checkpoint()
         self._sums = {}
-        self._began = time.monotonic()
-        frozen = self.run.updates < _VALUE_ONLY and self.run.warm_start is not None
-        for parameter in self.run.actor_parameters():
+        frozen = run.updates < _VALUE_ONLY and run.warm_start is not None
+        for parameter in run.actor_parameters():
             parameter.requires_grad_(not frozen)
 
     def _on_step(self) -> bool:
+        stop_here()
         for info in self.locals["infos"]:
             if info:
                 for name, value in info["figures"].items():
@@ -151,34 +71,30 @@ class _Progress(BaseCallback):
     def _on_rollout_end(self) -> None:
         run, sums = self.run, self._sums
         if tokens := sums.get("tokens", 0):
-            for name, value in control_means(sums).items():
+            for name, value in per_token(sums).items():
                 self.logger.record(f"explore/{name}", value)
             for name in ("reward_energy", "reward_late", "reward_disagree", "reward_kl"):
                 self.logger.record(f"reward/{name.removeprefix('reward_')}", sums[name] / tokens)
+        for name, value in mean_point(self.locals["rollout_buffer"].observations, run.env.control).items():
+            self.logger.record(f"explore/{name}", value)
         if run.updates % _JUDGE_EVERY == 0:
             means = run.judge()
             for name, value in means.items():
                 self.logger.record(f"control/{name}", value)
-            for name, multiplier in run.multipliers.items():
-                self.logger.record(f"multiplier/{name}", multiplier.value)
+            run.record_best()
             self.bar.set_postfix(
                 uJ=f"{means['energy_per_token_j'] * 1e6:.2f}",
                 late=f"{means['miss_rate']:.2%}",
                 differs=f"{means['disagreement']:.2%}",
                 depth=f"{means['mean_depth']:.1f}",
             )
-        config = run.config
-        self.logger.record("time/decisions_per_s", config.envs * config.rollout / (time.monotonic() - self._began))
+        for name, multiplier in run.multipliers.items():
+            self.logger.record(f"multiplier/{name}", multiplier.value)
+        now_s = time.monotonic()
+        self.logger.record("time/decisions_per_s", run.config.envs * run.config.rollout / (now_s - self._since_s))
+        self._since_s = now_s
         run.updates += 1
-        if run.updates % config.checkpoint_every == 0:
-            # The update after this rollout is not in it: resuming repeats at most one interval.
-            run.save_checkpoint()
-        self.bar.update(min(config.steps, run.model.num_timesteps) - self.bar.n)
-
-    def close(self) -> None:
-        """End the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.update(min(run.config.steps, run.model.num_timesteps) - self.bar.n)
 
 
 def _macs(config: TrainConfig, stem: str) -> int:
@@ -194,8 +110,8 @@ class Training:
 
     Args:
         config: What to train.
-        folder: Run folder, which must exist; ``checkpoint.pt`` and ``tensorboard/`` are written there.
-        resume: Continue from ``folder/checkpoint.pt``.
+        folder: Run folder, which must exist; ``checkpoint.pt`` and ``tensorboard/`` are written there. None keeps nothing.
+        resume: Continue from ``folder/checkpoint.pt``: the same run, bit for bit, as one that was never interrupted.
 
     Attributes:
         config: What to train, with the limits that the scenario gave.
@@ -205,11 +121,12 @@ class Training:
         warm_start: The teacher's settings and how well it was cloned; None after a cold start.
 
     Raises:
-        BadFileError: There is no checkpoint to resume, or it is of another configuration.
+        BadFileError: There is no checkpoint to resume, or it is of another configuration, scenario, chip or trace set.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, folder: Path | None = None, resume: bool = False) -> None:
         self.folder, self.updates = folder, 0
+        self._unwritten: dict[str, float] = {}
         self.warm_start: dict[str, Any] | None = None
         self._best: tuple[tuple[float, float], Policy] | None = None
         torch.manual_seed(config.seed)
@@ -227,10 +144,11 @@ class Training:
             "disagree": Multiplier(limits.disagree * _SAFETY, weights.disagree),
             "dnll": Multiplier(limits.dnll * _SAFETY, weights.kl),
         }
+        self.adapter = Sb3VecEnv(self.env, _REWARD_SCALE)
         self.model = PPO(
             "MlpPolicy",
-            Sb3VecEnv(self.env, _REWARD_SCALE),
-            learning_rate=LinearSchedule(1e-3, 2e-5, 1.0),
+            self.adapter,
+            learning_rate=LinearSchedule(*_LEARNING_RATE, 1.0),
             n_steps=config.rollout,
             batch_size=min(8192, config.envs * config.rollout),
             n_epochs=4,
@@ -243,8 +161,8 @@ class Training:
             seed=config.seed,
             device="cpu",
         )
-        if resume:
-            self._restore()
+        if resume and folder is not None:
+            self._restore(folder)
 
     def actor_parameters(self) -> list[Any]:
         """Parameters of the policy, without those of the value function."""
@@ -271,7 +189,7 @@ class Training:
         for split in ("train", "validation"):
             documents = self.env.control.traces.documents(split)
             figures = run_requests(self.env.control, policy, split, documents, self.config.seed)
-            means[split] = control_means({name: figures[name].sum() for name in FIGURES.names or ()})
+            means[split] = per_token({name: figures[name].sum() for name in FIGURES.names or ()})
             for key, limit in (("miss_rate", limits.miss), ("disagreement", limits.disagree), ("dnll", limits.dnll)):
                 excess += max(0.0, means[split][key] - _SAFETY * limit)
         if self.updates >= _VALUE_ONLY:
@@ -287,7 +205,7 @@ class Training:
         """Warm start: tune pacing and clone it, into ``warm_start``. Token control starts cold."""
         if self.env.control.kind != "layer":
             return
-        bar = partial(tqdm, desc="warm start: tune pacing", unit="setting", file=sys.stderr)
+        bar = partial(Bar, desc="warm start: tune pacing", unit="setting")
         pace = tune_pace(self.env.control, self.limits, self.config.seed, bar)
         observations, actions = demonstrations(self.env, pace, _CLONE_STEPS, self.config.seed)
         with torch.no_grad():
@@ -296,62 +214,90 @@ class Training:
         self.warm_start = {**pace.describe(), "cloned": round(agreement, 4)}
 
     def learn(self) -> None:
-        """Train to ``config.steps``; on an interrupt the last checkpoint stays, and KeyboardInterrupt is passed on."""
-        self.model.set_logger(configure(str(self.folder / "tensorboard"), ["tensorboard"]))
+        """Train to ``config.steps``; a finished run is left as it is.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the last checkpoint is there.
+        """
+        config, model = self.config, self.model
+        if (remaining := config.steps - model.num_timesteps) <= 0:
+            return
+        done, folder = model.num_timesteps, self.folder and self.folder / "tensorboard"
+        model.set_logger(board(folder, done + 1 if done else None))
+        if not done:
+            exclude = ("stdout", "log", "json", "csv")
+            model.logger.record("hyperparameters", hyperparameters(asdict(config), self._settings()), exclude)
+        for name, value in self._unwritten.items():
+            model.logger.record(name, value)
         self.apply_multipliers()
-        if (remaining := self.config.steps - self.model.num_timesteps) > 0:
-            progress = _Progress(self)
-            try:
-                self.model.learn(remaining, callback=progress, reset_num_timesteps=False)
-            finally:
-                progress.close()  # an error is reported on a line of its own
-        self.judge()
+        bar = Bar(total=config.steps, initial=done, desc="train", unit="dec", unit_scale=True)
+        try:
+            model.learn(remaining, callback=_Loop(self, bar), reset_num_timesteps=False)
+            self.judge()
+            self.record_best()
+            model.logger.dump(model.num_timesteps)
+        finally:
+            bar.close()  # an error is reported on a line of its own
+            model.logger.close()
         self.save_checkpoint()
+
+    def _settings(self) -> dict[str, Any]:
+        """What is not in the configuration, for the summary of hyperparameters."""
+        names = ("batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "target_kl")
+        return {
+            **{name: getattr(self.model, name) for name in names},
+            "learning_rate": _LEARNING_RATE[0],
+            "learning_rate_end": _LEARNING_RATE[1],
+            "hidden": " ".join(map(str, _HIDDEN)),
+            "warm_start": self.warm_start is not None,
+            "reward_scale": _REWARD_SCALE,
+            "safety": _SAFETY,
+        }
+
+    def record_best(self) -> None:
+        """Log the energy of the best policy so far, and by how much it breaks ``_SAFETY`` of the limits."""
+        if self._best is not None:
+            excess, energy_j = self._best[0]
+            self.model.logger.record("best/excess", excess)
+            self.model.logger.record("best/energy_per_token_j", energy_j)
 
     def best(self) -> Policy:
         """The best policy that ``judge`` has seen; the actor as it stands before that."""
         return self._best[1] if self._best else self.policy()
 
     def save_checkpoint(self) -> None:
-        """Replace ``checkpoint.pt``."""
-        state = {
+        """Replace ``checkpoint.pt`` in the folder, if there is one."""
+        if self.folder is None:
+            return
+        best = None
+        if self._best is not None:
+            score, policy = self._best
+            best = (score, policy.card["decisions"], [tuple(map(torch.from_numpy, layer)) for layer in policy.layers])
+        content = {
             "config": asdict(self.config),
-            "policy": self.model.policy.state_dict(),
-            "optimiser": self.model.policy.optimizer.state_dict(),
-            "timesteps": self.model.num_timesteps,
+            "made_for": made_for(self.env.control),
+            "learner": learner_state(self.model),
+            "rows": {name: torch.from_numpy(array) for name, array in self.adapter.get_state().items()},
             "updates": self.updates,
             "warm_start": self.warm_start,
             "multipliers": {name: m.state() for name, m in self.multipliers.items()},
-            "best": None
-            if self._best is None
-            else (self._best[0], [tuple(map(torch.from_numpy, layer)) for layer in self._best[1].layers]),
+            "best": best,
         }
-        with replacing(self.folder / "checkpoint.pt") as aside:
-            torch.save(state, aside)
+        write_checkpoint(self.folder, content)
 
-    def _restore(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        try:
-            state = torch.load(path, weights_only=True)
-        except FileNotFoundError:
-            raise BadFileError(
-                f"no checkpoint in {self.folder}", "the run stopped before its first checkpoint; start again"
-            ) from None
-        except Exception as error:
-            raise BadFileError(f"{path} is not a checkpoint ({type(error).__name__})", "start a new run") from None
-        same = {**asdict(self.config), "steps": 0} == {**state["config"], "steps": 0}
-        if not same:
-            raise BadFileError(f"{path} was made with another configuration", "resume with the run's own config.json")
-        self.model.policy.load_state_dict(state["policy"])
-        self.model.policy.optimizer.load_state_dict(state["optimiser"])
-        self.model.num_timesteps = state["timesteps"]
+    def _restore(self, folder: Path) -> None:
+        state = read_checkpoint(folder, asdict(self.config), made_for(self.env.control))
+        restore_learner(self.model, state["learner"])
+        self._unwritten = state["learner"]["unwritten"]
+        self.adapter.set_state({name: array.numpy() for name, array in state["rows"].items()})
         self.updates, self.warm_start = state["updates"], state["warm_start"]
         for name, multiplier in self.multipliers.items():
             multiplier.restore(state["multipliers"][name])
         if state["best"] is not None:
-            score, layers = state["best"]
+            score, decisions, layers = state["best"]
             weights = tuple((weight.numpy(), bias.numpy()) for weight, bias in layers)
-            self._best = (tuple(score), replace(self.policy(), layers=weights))
+            policy = self.policy()
+            self._best = (tuple(score), replace(policy, layers=weights, card={**policy.card, "decisions": decisions}))
 
     def policy(self, name: str = "policy") -> Policy:
         """The actor as it stands, as weights."""

@@ -48,7 +48,7 @@ class PolicyRunner:
         control: The scenario with the controller's own overheads and action space, see ``rollout.charged_for``.
         controller: A policy or a baseline.
 
-    >>> from clone_rl.agents.baselines import Fixed
+    >>> from clone_rl.agents.heuristics import Fixed
     >>> from clone_rl.envs.control import load_control
     >>> runner = PolicyRunner(load_control("layer", probe=False), Fixed("performance", 7))
     >>> figures = runner.run(np.array([0, 1]), seed=0)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from clone_rl.agents.controller import Controller
+from clone_rl.bars import Bar
+from clone_rl.interrupt import stop_here
 
 
 def demonstrations(
@@ -32,6 +32,7 @@ def demonstrations(
     observation, _ = env.reset(seed=seed)
     seen, done = [], []
     for _ in range(steps):
+        stop_here()
         action = controller.act(observation)
         seen.append(observation)
         done.append(action)
@@ -61,7 +62,7 @@ def clone(
     optimiser = torch.optim.Adam([*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()], lr=3e-3)
     steps = epochs * -(-len(x) // batch)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
-    for _ in tqdm(range(epochs), desc="warm start: clone it", unit="epoch", file=sys.stderr, disable=not show):
+    for _ in Bar(range(epochs), desc="warm start: clone it", unit="epoch", disable=not show):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             loss = -policy.get_distribution(x[rows]).log_prob(y[rows]).mean()
             optimiser.zero_grad()

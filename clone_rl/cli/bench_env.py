@@ -149,7 +149,7 @@ def compare(jobs: Jobs, seconds: float) -> tuple[float, dict[str, float]]:
 
 def eval_decisions_per_cpu_s(seconds: float) -> float:
     """Layer decisions of the pacing baseline, controller and kernel in one compiled loop."""
-    from clone_rl.agents.baselines import Pace
+    from clone_rl.agents.heuristics import Pace
     from clone_rl.agents.rollout import charged_for
     from clone_rl.agents.runner import PolicyRunner
     from clone_rl.envs.control import load_control

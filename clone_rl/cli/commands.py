@@ -24,34 +24,24 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
     Raises:
         StoppedError: Ctrl-C; the last checkpoint is kept.
     """
-    from clone_rl.agents.ppo import Training
-    from clone_rl.cli.run_folder import command_line
+    from clone_rl.cli.run_folder import read_command
+    from clone_rl.interrupt import postponing
 
-    training = None
     try:
-        training = Training(config, folder, resume)
-        if not resume:
-            training.start()
-            training.save_checkpoint()
-        training.learn()
+        with postponing():
+            from clone_rl.agents import training
+
+            return training.run_training(config, folder, resume, read_command(folder))
     except KeyboardInterrupt:
-        if (folder / "checkpoint.pt").exists():
-            raise StoppedError(
-                f"training stopped; the last checkpoint is in {folder}", f"continue with: clone-rl train --resume {folder}"
-            ) from None
-        raise StoppedError("training stopped before its first checkpoint", f"remove {folder} and start again") from None
-    policy = replace(training.best(), name=folder.name)
-    policy.card["name"] = folder.name
-    policy.card["decisions_trained"] = int(training.model.num_timesteps)
-    policy.card["command"] = command_line()
-    policy.card["warm_start"] = training.warm_start
-    policy.save(folder / "policy.safetensors")
-    return policy
+        raise StoppedError(
+            f"training stopped; what it reached is in {folder}", f"continue with: clone-rl train --resume {folder}"
+        ) from None
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl train``."""
-    from clone_rl.agents.ppo import TrainConfig
+    from clone_rl.agents.reach import broken, reach, verdict
+    from clone_rl.agents.train_config import TrainConfig
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.options import from_options
     from clone_rl.cli.run_folder import create_run, free_name, read_config, write_json
@@ -68,19 +58,25 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             raise BadFileError(f"{folder / 'config.json'} is not of a training run") from None
     else:
         config = from_options(TrainConfig, options)
-        config = config.resolved(load_control("layer", config.scenario, **config.changes).scenario)
+    control = load_control("layer", config.scenario, "validation", **config.changes)
+    config = config.resolved(control.scenario)
+    limits = config.limits(control.scenario)
+    reachable = reach(control, limits, config.seed)
+    if warning := reachable.check(limits, control.scenario.name):
+        print(f"clone-rl: {warning}", file=sys.stderr)
+    if not options.resume:
         parent = Path(options.runs)
         folder = parent / options.name if options.name else free_name(parent, "train")
         create_run(folder, {"train": asdict(config)})
     policy = run_training(folder, config, bool(options.resume))
-    control = load_control("layer", config.scenario, "validation", **config.changes)
-    limits = config.limits(control.scenario)
     controllers = [make_controller(name, control, limits) for name in ("performance", "pace")]
     evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits)
-    write_json(folder / "results.json", evaluation.as_json())
+    judged = verdict(limits, evaluation.summary[-1], reachable)
+    results = {**evaluation.as_json(), "limits": judged}
+    write_json(folder / "results.json", results)
     write_rows(folder / "rows.csv", evaluation.requests)
-    print(f"{table(evaluation.summary)}\npolicy: {folder / 'policy.safetensors'}", file=sys.stderr)
-    return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **evaluation.as_json()}
+    print(table(evaluation.summary), *broken(judged), f"policy: {folder / 'policy.safetensors'}", sep="\n", file=sys.stderr)
+    return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **results}
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +90,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
     if options.out:
         check_output(Path(options.out))
-    controllers = [make_controller(name, control, limits) for name in options.controllers]
+    tuned = Path(options.tuned) if options.tuned else None
+    controllers = [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]
     result = run(control, controllers, options.split, options.seed, options.repeats, limits)
     if options.out:
         write_rows(Path(options.out), result.requests)

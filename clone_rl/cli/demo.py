@@ -19,10 +19,9 @@ def _say(text: str) -> None:
 
 def demo(options: argparse.Namespace) -> dict[str, Any]:
     """Load the model and traces, train, evaluate on held-out prompts, generate live, and leave a run folder."""
-    from tqdm import tqdm
-
-    from clone_rl.agents.policy import load_policy
-    from clone_rl.agents.ppo import TrainConfig
+    from clone_rl.agents.policy import Policy
+    from clone_rl.agents.train_config import TrainConfig
+    from clone_rl.bars import Bar
     from clone_rl.cli.controllers import make_controller
     from clone_rl.envs.control import load_control
     from clone_rl.envs.scenario import Scenario
@@ -53,9 +52,9 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     policy = commands.run_training(folder, config, resume=False)
 
     _say("4. evaluate: held-out prompts, the same requests for every controller")
-    shipped = load_policy("default")
+    shipped = Policy.load("default")
     controllers = [make_controller(name, control) for name in ("performance", "pace")]
-    bar = lambda items: tqdm(items, desc="evaluate", unit="controller", file=sys.stderr)  # noqa: E731
+    bar = lambda items: Bar(items, desc="evaluate", unit="controller")  # noqa: E731
     evaluation = evaluate(control, [*controllers, shipped, policy], "test", options.seed, repeats=4, progress=bar)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
@@ -65,7 +64,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     options.scenario, options.model, options.slo = config.scenario, "default", "smart-reply"
     session, runtime = commands.live_session(options, str(folder))
     runtime.begin(options.prompt)
-    with tqdm(total=options.max_new_tokens, desc="generate", unit="token", file=sys.stderr) as progress:
+    with Bar(total=options.max_new_tokens, desc="generate", unit="token") as progress:
         answer = session.generate(
             options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=lambda _: progress.update()
         )

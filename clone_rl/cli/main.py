@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from clone_rl.cli.text import plain
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, MissingExtraError
+from clone_rl.interrupt import install_again
 from clone_rl.version import __version__
 
 _STORY = (
@@ -52,7 +53,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli import bench, chip, commands, pretrain, probe, trace
+    from clone_rl.cli import bench, chip, commands, pretrain, probe, trace, tune
     from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
@@ -74,7 +75,7 @@ def _build() -> argparse.ArgumentParser:
 
     train = command("train", "Train a controller and evaluate it on the validation split.", commands.train)
     if _wants("train"):
-        from clone_rl.agents.ppo import TrainConfig
+        from clone_rl.agents.train_config import TrainConfig
 
         add_fields(train, TrainConfig)
     train.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
@@ -85,15 +86,21 @@ def _build() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "Compare controllers on the same requests.", commands.evaluate)
     evaluate.add_argument(
-        "controllers", nargs="+", metavar="CONTROLLER", help="performance, powersave, pace, a shipped policy, or a policy file"
+        "controllers", nargs="+", metavar="CONTROLLER", help="baselines (docs/baselines.md), shipped policies, or policy files"
     )
     _add_scenario(evaluate)
     evaluate.add_argument("--traces", default="", help="shipped trace set or folder (default: the scenario's)")
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: 'test')")
     evaluate.add_argument("--seed", type=_seed, default=0, help="seed of service levels and interference (default: 0)")
     evaluate.add_argument("--repeats", type=int, default=1, help="draws of them for each document (default: 1)")
+    evaluate.add_argument("--tuned", default="", help="file of clone-rl tune with settings of baselines (default: what ships)")
     evaluate.add_argument("--out", default="", help="CSV file for one row per controller and request (default: none)")
     _add_limits(evaluate)
+
+    tuning = tune.add(subcommands)
+    _add_scenario(tuning)
+    _add_limits(tuning)
+    tuning.add_argument("--seed", type=_seed, default=0, help="of the search and of the requests (default: 0)")
 
     generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.", commands.generate)
     source = generate.add_mutually_exclusive_group(required=True)
@@ -102,7 +109,7 @@ def _build() -> argparse.ArgumentParser:
     generate.add_argument(
         "--controller",
         default="default",
-        help="performance, powersave, pace, a shipped policy, or a policy file (default: 'default')",
+        help="a baseline (docs/baselines.md), a shipped policy, or a policy file (default: 'default')",
     )
     generate.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
     _add_scenario(generate)
@@ -147,9 +154,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where a check failed, 2 for bad input, 130 when interrupted, 141 when nobody reads the output.
     """
-    if arguments is not None:
+    if arguments is None:
+        install_again()
+    else:
         sys.argv[1:] = list(arguments)
-    as_json = "--json" in sys.argv[1:]
+    try:
+        return _answer("--json" in sys.argv[1:])
+    except KeyboardInterrupt:
+        print("clone-rl: interrupted", file=sys.stderr)
+        return 130
+
+
+def _answer(as_json: bool) -> int:
+    """Do what the arguments ask for and report what went wrong; an interrupt passes."""
     if "pretrain" not in sys.argv[1:2]:
         # Networks and models this small lose more to synchronising threads than a second core gives them.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -174,9 +191,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _report(BadFileError(f"{error.filename}: {error.strerror}"), as_json)
         return 2
-    except KeyboardInterrupt:
-        print("clone-rl: interrupted", file=sys.stderr)
-        return 130
     return code
 
 

@@ -59,6 +59,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_command(folder: Path) -> str:
+    """The command that made a run folder; the one that runs now where that was not kept."""
+    try:
+        return (folder / "command.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return command_line()
+
+
 def check_output(path: Path) -> Path:
     """A path that a command may write to.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller, Decision, RuleController
-from clone_rl.agents.policy import load_policy
+from clone_rl.agents.policy import Policy
 from clone_rl.errors import BadValueError
 from clone_rl.runtime.actuator import Actuator, EmulatedActuator
 
@@ -25,7 +25,7 @@ class RuntimeController:
         BadValueError: The controller decides per token, not per layer.
 
     >>> import numpy as np
-    >>> from clone_rl.agents.baselines import Fixed
+    >>> from clone_rl.agents.heuristics import Fixed
     >>> controller = RuntimeController(Fixed("performance", 7), points=8)
     >>> controller.begin("request 1")
     >>> controller.decide(np.zeros(16, np.float32))
@@ -50,7 +50,7 @@ class RuntimeController:
             UnknownNameError: No shipped policy has this name.
             PolicyFileError: The file is damaged or made for other observations.
         """
-        policy = load_policy(name)
+        policy = Policy.load(name)
         return cls(policy, policy.heads[0] - 1, actuator)
 
     def begin(self, request: str = "", slo: str = "") -> None:

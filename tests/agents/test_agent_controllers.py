@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.agents.heuristics import Fixed, Pace, tune_pace
+from clone_rl.agents.heuristics.exit_bars import exit_bars
 from clone_rl.agents.rollout import charged_for, run_requests
-from clone_rl.agents.tune import exit_bars, tune_pace
 from clone_rl.envs.control import load_control
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits

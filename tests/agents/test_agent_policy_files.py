@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clone_rl.agents.policy as policy_module
-from clone_rl.agents.policy import Policy, load_policy, policy_names
+from clone_rl.agents.policy import Policy, policy_names
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.errors import PolicyFileError, UnknownNameError
@@ -41,7 +41,7 @@ def edit_card(path, **changes):
 def test_a_loaded_policy_acts_as_the_saved_one(tmp_path, heads):
     policy, target = make_policy(heads), tmp_path / "p.safetensors"
     policy.save(target)
-    loaded = load_policy(str(target))
+    loaded = Policy.load(str(target))
     observations = np.random.default_rng(1).uniform(-1, 1, (500, len(OBSERVATION))).astype(np.float32)
     assert (loaded.logits(observations) == policy.logits(observations)).all()
     assert (loaded.act(observations) == policy.act(observations)).all()
@@ -71,13 +71,13 @@ def test_a_policy_is_found_by_its_card_or_its_folder(path):
     folder = path.parent / "run"
     folder.mkdir()
     make_policy(seed=2).save(folder / "policy.safetensors")
-    assert load_policy(str(path.with_suffix(".json"))).card["sha256"] == load_policy(str(path)).card["sha256"]
-    assert load_policy(str(folder)).parameters == make_policy().parameters
+    assert Policy.load(str(path.with_suffix(".json"))).card["sha256"] == Policy.load(str(path)).card["sha256"]
+    assert Policy.load(str(folder)).parameters == make_policy().parameters
 
 
 def test_a_policy_that_does_not_probe_says_so_in_its_file(tmp_path):
     make_policy(probes=False).save(tmp_path / "p.safetensors")
-    assert load_policy(str(tmp_path / "p.safetensors")).probes is False
+    assert Policy.load(str(tmp_path / "p.safetensors")).probes is False
 
 
 def test_a_policy_controls_requests_and_pays_for_itself(control):
@@ -94,7 +94,7 @@ def test_a_policy_controls_requests_and_pays_for_itself(control):
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(PolicyFileError, match="truncated or altered"):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 @pytest.mark.parametrize("at", [0, 40, -1])
@@ -103,7 +103,7 @@ def test_an_altered_byte_is_refused(path, at):
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(PolicyFileError, match="hash"):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"{}" * 50])
@@ -111,7 +111,7 @@ def test_a_file_with_the_right_hash_and_the_wrong_content_is_refused(path, data)
     path.write_bytes(data)
     edit_card(path, sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(PolicyFileError):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -133,42 +133,42 @@ def test_a_file_with_the_right_hash_and_the_wrong_content_is_refused(path, data)
 def test_a_card_that_does_not_fit_is_refused(path, changes):
     edit_card(path, **changes)
     with pytest.raises(PolicyFileError):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff\xfe"], ids=["cut", "list", "null", "binary"])
 def test_a_card_that_is_no_card_is_refused(path, content):
     path.with_suffix(".json").write_bytes(content)
     with pytest.raises(PolicyFileError, match=r"mine\.json"):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_either_file_missing_is_named(path, suffix):
     path.with_suffix(suffix).unlink()
     with pytest.raises(PolicyFileError, match=rf"mine\{suffix}"):
-        load_policy(str(path))
+        Policy.load(str(path))
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path):
     with pytest.raises(PolicyFileError, match=r"policy\.safetensors"):
-        load_policy(str(tmp_path))
+        Policy.load(str(tmp_path))
 
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UnknownNameError, match="policy"):
-        load_policy("nobody-trained-this")
+        Policy.load("nobody-trained-this")
 
 
 def test_an_unknown_policy_gets_a_suggestion(monkeypatch):
     monkeypatch.setattr(policy_module, "policy_names", lambda: ["layer-sram", "token-sram"])
     with pytest.raises(UnknownNameError, match="did you mean 'layer-sram'"):
-        load_policy("layer-sran")
+        Policy.load("layer-sran")
 
 
 def test_shipped_policies_load():
     for name in policy_names():
-        assert load_policy(name).name == name
+        assert Policy.load(name).name == name
 
 
 def test_a_policy_that_diverged_is_refused():

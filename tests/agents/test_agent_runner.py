@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from clone_rl.agents.baselines import Fixed, Pace
 from clone_rl.agents.controller import RuleController
-from clone_rl.agents.policy import Policy, load_policy
+from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import charged_for, run_requests
 from clone_rl.agents.rule import decide, rule
 from clone_rl.agents.runner import PolicyRunner
@@ -73,7 +73,7 @@ def test_the_compiled_loop_equals_the_same_decisions_step_by_step(name, scenario
 def test_the_shipped_policy_runs_compiled_on_every_scenario(scenario):
     control = load_control("layer", scenario)
     documents = control.traces.documents("test")[:12]
-    for controller in (load_policy("default"), Pace(control.points, 0.95, 0.1)):
+    for controller in (Policy.load("default"), Pace(control.points, 0.95, 0.1)):
         if controller.name == "default" and control.points != controller.heads[0] - 1:
             continue
         compiled = run_requests(control, controller, "test", documents, seed=2)
@@ -81,7 +81,7 @@ def test_the_shipped_policy_runs_compiled_on_every_scenario(scenario):
 
 
 def test_a_policys_compiled_decisions_are_those_of_its_logits():
-    policy = load_policy("default")
+    policy = Policy.load("default")
     observations = np.random.default_rng(3).uniform(-1, 1, (100_000, 16)).astype(np.float32)
     assert (policy.act(observations)[:, 0] == policy.logits(observations).argmax(1)).mean() > 0.99999
 

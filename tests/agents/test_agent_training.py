@@ -8,8 +8,9 @@ pytest.importorskip("stable_baselines3")
 
 import torch
 
-from clone_rl.agents.policy import load_policy
-from clone_rl.agents.ppo import TrainConfig, Training
+from clone_rl.agents.policy import Policy
+from clone_rl.agents.ppo import Training
+from clone_rl.agents.train_config import TrainConfig
 from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 
@@ -58,7 +59,7 @@ def test_another_seed_gives_another_policy(trained, trace_folder, tmp_path):
 def test_the_trained_policy_is_a_file_that_acts_as_the_network(trained, tmp_path):
     policy = trained[0].policy("mine")
     policy.save(tmp_path / "mine.safetensors")
-    loaded = load_policy(str(tmp_path / "mine.safetensors"))
+    loaded = Policy.load(str(tmp_path / "mine.safetensors"))
     observations = np.random.default_rng(0).uniform(-1, 1, (200, 16)).astype(np.float32)
     own, _ = trained[0].model.predict(observations, deterministic=True)
     assert (loaded.act(observations)[:, 0] == own).mean() > 0.99

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from clone_rl.agents.ppo import TrainConfig
+from clone_rl.agents.train_config import TrainConfig
 from clone_rl.cli.main import main
 from clone_rl.cli.options import field_docs
 from clone_rl.llm.recipe import Recipe
@@ -17,6 +17,7 @@ pytest_plugins = ["cli_running"]
 SAYS = {
     "demo": ["tokens", "layer decisions", "seed"],
     "train": ["nats per token", "share of late tokens", "Decisions to train for", "clone_rl/TokenControl-v0"],
+    "tune": ["nats per token", "settings to try", "JSON file", "training split"],
     "evaluate": ["nats per token", "share of late tokens", "train, validation or test", "CSV"],
     "generate": ["tokens", "0 is greedy", "JSON lines", "PNG"],
     "record": ["tokens", "prompts of each kind", "folder to create"],

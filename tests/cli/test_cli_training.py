@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clone_rl.agents.baselines import Pace
-from clone_rl.agents.policy import load_policy
+from clone_rl.agents.heuristics import Pace
+from clone_rl.agents.policy import Policy
 from clone_rl.cli.run_folder import command_line, create_run, free_name, read_config, write_json
 from clone_rl.errors import BadFileError, RunExistsError
 from clone_rl.version import __version__
@@ -40,8 +40,14 @@ def test_training_leaves_everything_in_its_run_folder_and_the_policy_can_be_used
     assert result["decisions"] == 4096
     assert [row["name"] for row in result["rows"]] == ["performance", "pace", "first"]
     stored = json.loads((folder / "results.json").read_text())
-    assert stored == {key: result[key] for key in ("scenario", "split", "seed", "rows")}
+    assert stored == {key: result[key] for key in ("scenario", "split", "seed", "rows", "limits")}
     assert stored["split"] == "validation"
+    assert {name: limit["limit"] for name, limit in stored["limits"].items()} == {
+        "max_miss": 0.01,
+        "max_disagree": 0.02,
+        "max_dnll": 0.02,
+    }
+    assert stored["limits"]["max_miss"]["measured"] == result["rows"][-1]["miss_rate"]
     with (folder / "rows.csv").open(newline="") as file:
         assert {row["controller"] for row in csv.DictReader(file)} == {"performance", "pace", "first"}
     config = json.loads((folder / "config.json").read_text())
@@ -52,7 +58,7 @@ def test_training_leaves_everything_in_its_run_folder_and_the_policy_can_be_used
         command
         == f"clone-rl train --steps 4096 --envs 16 --rollout 64 --traces {trace_folder} --runs runs --name first --json\n"
     )
-    policy = load_policy(str(folder))
+    policy = Policy.load(str(folder))
     assert policy.name == policy.card["name"] == "first"
     assert policy.card["command"] == command.rstrip("\n")
     assert policy.parameters < 1000
@@ -75,7 +81,7 @@ def test_token_control_trains_and_is_evaluated_as_well(run_cli, trace_folder, he
     arguments = ("train", "--env-id", "clone_rl/TokenControl-v0", "--steps", "1024", *SMALL, "--traces", trace_folder)
     result = run_cli(*arguments, "--runs", ".", "--json").json
     assert result["rows"][-1]["name"] == "train"
-    assert load_policy("train/policy.safetensors").kind == "token"
+    assert Policy.load("train/policy.safetensors").kind == "token"
     failed = run_cli("generate", "--prompt", "Hi", "--controller", "./train", "--max-new-tokens", "2", "--json")
     assert "decides per token" in failed.error["message"]
     assert run_cli("evaluate", "./train", "--traces", trace_folder, "--json").json["rows"][0]["name"] == "train"
@@ -118,14 +124,14 @@ def test_an_interrupted_training_keeps_its_checkpoint_and_can_be_finished(run_cl
     result = run_cli("train", "--resume", "runs/train", "--json").json
     assert result["decisions"] == 6144
     assert result["rows"][-1]["name"] == "train"
-    assert load_policy("runs/train").card["warm_start"] is not None
+    assert Policy.load("runs/train").card["warm_start"] is not None
 
 
 @pytest.mark.slow
 def test_a_demo_does_the_three_jobs_and_says_what_is_documented(run_cli, here, monkeypatch):
     # Tuning on the shipped traces takes most of the time and has tests of its own.
-    for module in ("clone_rl.agents.ppo", "clone_rl.cli.controllers"):
-        monkeypatch.setattr(f"{module}.tune_pace", lambda control, *_: Pace(control.points, 0.97, 2.0, 0, 1))
+    monkeypatch.setattr("clone_rl.agents.ppo.tune_pace", lambda control, *_: Pace(control.points, 0.97, 2.0, 0, 1))
+    monkeypatch.setattr("clone_rl.cli.controllers.QUICK_TRIALS", 1)
     monkeypatch.setattr("clone_rl.agents.ppo._CLONE_STEPS", 20)
     result = run_cli("demo", "--steps", "8192", "--runs", "runs", "--max-new-tokens", "12", "--json").json
     assert set(result) == {"run_dir", "controllers", "generation"}

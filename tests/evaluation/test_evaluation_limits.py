@@ -2,8 +2,7 @@
 
 import pytest
 
-from clone_rl.agents.baselines import Fixed
-from clone_rl.agents.tune import tune_pace
+from clone_rl.agents.heuristics import Fixed, tune_pace
 from clone_rl.envs.control import load_control
 from clone_rl.envs.scenario import Limits
 from clone_rl.evaluation.protocol import evaluate

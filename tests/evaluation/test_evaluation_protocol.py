@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.envs.figures import FIGURES
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError, UnknownNameError

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from tiny_lm import tiny_language_model
 
 import clone_rl.envs.live as live_module
-from clone_rl.agents.baselines import Fixed
+from clone_rl.agents.heuristics import Fixed
 from clone_rl.envs import ENV_IDS, LIVE_ID
 from clone_rl.envs.live import LiveLayerControlEnv
 from clone_rl.envs.scenario import Scenario

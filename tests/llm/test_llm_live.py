@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clone_rl.agents.baselines import Fixed, Pace
+from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.envs.figures import as_dict
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from clone_rl.agents.policy import load_policy
+from clone_rl.agents.policy import Policy
 from clone_rl.envs.control import load_control
 from clone_rl.envs.live import LiveLayerControlEnv
 from clone_rl.envs.trace import SPLITS
@@ -41,7 +41,7 @@ def random_rule(seed):
 
 
 def policy_rule(_seed):
-    policy = load_policy("default")
+    policy = Policy.load("default")
     return lambda observation: int(policy.act(observation[None])[0, 0])
 
 

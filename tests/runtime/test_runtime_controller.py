@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from clone_rl.agents.baselines import Fixed, Pace
 from clone_rl.agents.controller import RuleController
-from clone_rl.agents.policy import Policy, load_policy
+from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import rule
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.errors import BadValueError, PolicyFileError, UnknownNameError
@@ -151,7 +151,7 @@ def test_pace_can_be_asked_as_well():
 
 
 def test_the_shipped_policy_loads_and_decides_as_its_file_says():
-    controller, policy = RuntimeController.load(), load_policy("default")
+    controller, policy = RuntimeController.load(), Policy.load("default")
     assert controller.points == policy.heads[0] - 1
     for observation in observations(200, 1):
         action = int(policy.act(observation[None])[0, 0])

@@ -1,0 +1,78 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from clone_rl.envs import check_env_id
+from clone_rl.envs.scenario import Limits, Scenario
+from clone_rl.errors import BadValueError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train. The field docs are the help of ``clone-rl train``.
+
+    Attributes:
+        env_id: Environment: clone_rl/LayerControl-v0 or clone_rl/TokenControl-v0.
+        scenario: Scenario, a shipped name or a TOML file.
+        chip: Chip, a shipped name or a TOML file; empty takes the scenario's.
+        traces: Trace set, a shipped name or a folder; empty takes the scenario's.
+        steps: Decisions to train for (rounded up to whole rollouts).
+        seed: Seed of everything random.
+        envs: Parallel environments.
+        rollout: Decisions of each environment between two updates.
+        max_miss: Highest share of late tokens, 0 to 1; None takes the scenario's.
+        max_disagree: Highest share of tokens that differ from full depth, 0 to 1; None takes the scenario's.
+        max_dnll: Highest increase of the negative log-likelihood, nats per token; None takes the scenario's.
+        checkpoint_every: Updates between two checkpoints.
+
+    Raises:
+        UnknownNameError: No such environment.
+        BadValueError: A count, the seed or a limit is out of range.
+    """
+
+    env_id: str = "clone_rl/LayerControl-v0"
+    scenario: str = "default"
+    chip: str = ""
+    traces: str = ""
+    steps: int = 1_000_000
+    seed: int = 0
+    envs: int = 256
+    rollout: int = 128
+    max_miss: float | None = None
+    max_disagree: float | None = None
+    max_dnll: float | None = None
+    checkpoint_every: int = 5
+
+    def __post_init__(self) -> None:
+        check_env_id(self.env_id)
+        for name in ("steps", "envs", "rollout", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise BadValueError(f"{name} is {getattr(self, name)}", "at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise BadValueError(f"seed is {self.seed}", f"0 or more, at most {2**31 - 1}")
+        if self.envs * self.rollout < 2:
+            raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
+        limits = Limits().but(self.max_miss, self.max_disagree, self.max_dnll)
+        for name, share in (("max_miss", limits.miss), ("max_disagree", limits.disagree)):
+            if share > 1:
+                raise BadValueError(f"{name} is {share}", "a share: 0 to 1")
+        if limits.dnll == math.inf:
+            raise BadValueError(f"max_dnll is {limits.dnll}", "a finite number of nats per token, 0 or more")
+
+    def limits(self, scenario: Scenario) -> Limits:
+        """What training has to hold in a scenario."""
+        return scenario.limits.but(self.max_miss, self.max_disagree, self.max_dnll)
+
+    def resolved(self, scenario: Scenario) -> Self:
+        """The same with the scenario's limits written out: what a run keeps, whatever becomes of the scenario's file."""
+        limits = self.limits(scenario)
+        return replace(self, max_miss=limits.miss, max_disagree=limits.disagree, max_dnll=limits.dnll)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of the scenario that are replaced."""
+        return {name: value for name, value in (("chip", self.chip), ("traces", self.traces)) if value}
