@@ -85,8 +85,8 @@ class Sb3VecEnv(VecEnv):
         self._lengths += 1
         infos = [_NOTHING] * self.num_envs
         if done.any():
-            figures = info["final_info"]["figures"]
-            for i in np.flatnonzero(done):
+            ended = info["final_info"]["figures"]
+            for i, figures in zip(ended.rows.tolist(), ended.records, strict=True):
                 infos[i] = {
                     "terminal_observation": info["final_obs"][i],
                     "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
@@ -95,7 +95,7 @@ class Sb3VecEnv(VecEnv):
                         "l": int(self._lengths[i]),
                         "t": round(time.time() - self._began, 6),
                     },
-                    "figures": as_dict(figures[i]),
+                    "figures": as_dict(figures),
                 }
             self._returns[done] = 0
             self._lengths[done] = 0

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from clone_rl.envs.figures import FIGURES, KPIS, write_figures, write_kpis
 from clone_rl.envs.kernel import World, compiled, hold, inlined, layer_step, reset, token_step
 from clone_rl.envs.observation import N_OBS, observe
+from clone_rl.envs.row_records import RowRecords
 from clone_rl.envs.state import AMOUNTS, PROPAGATE, STATE
+
+_MACHINE = ["world", "state", "missing", "pending", "ended", "last_observation", "figures", "kpis"]
 
 
 @structref.register
@@ -31,13 +34,14 @@ class Machine(structref.StructRefProxy):
         state: (N,) records of ``STATE``.
         missing: (N, L) tokens whose keys and values each layer lacks; (N, 1) where none can.
         pending: (N, 2, heads) the action in force and the one that a decision delay holds back, of token control.
+        ended, last_observation, figures, kpis: (N, ...) of which the first K tell of the episodes that the last step ended.
     """
 
     def __new__(cls, *fields: Any) -> Any:  # noqa: D102
         return structref.StructRefProxy.__new__(cls, *fields)
 
 
-structref.define_proxy(Machine, _MachineType, ["world", "state", "missing", "pending"])
+structref.define_proxy(Machine, _MachineType, _MACHINE)
 
 
 class Outcome(NamedTuple):
@@ -50,8 +54,6 @@ class Outcome(NamedTuple):
         ended: (N,) bool, whether this step ended the episode.
         amounts: (N, len(AMOUNTS)) float64, see ``state.AMOUNTS``.
         episodes: How many episodes this step ended.
-        last_observation: (N, width) float32 of the episodes that this step ended; meaningful there.
-        figures, kpis: (N,) records of ``FIGURES`` and ``KPIS`` of those episodes; zeros elsewhere.
     """
 
     observation: NDArray[np.float32]
@@ -61,9 +63,21 @@ class Outcome(NamedTuple):
     ended: NDArray[np.bool_]
     amounts: NDArray[np.float64]
     episodes: int
+
+
+class Finals(NamedTuple):
+    """The K episodes that a step ended.
+
+    Attributes:
+        rows: (K,) theirs, ascending.
+        last_observation: (K, width) float32, of which there is no other copy where the next episode has begun.
+        figures, kpis: Records of ``FIGURES`` and ``KPIS`` of those rows.
+    """
+
+    rows: NDArray[np.int64]
     last_observation: NDArray[np.float32]
-    figures: NDArray[np.void]
-    kpis: NDArray[np.void]
+    figures: RowRecords
+    kpis: RowRecords
 
 
 @inlined
@@ -96,9 +110,10 @@ def step_row(s: Any, missing: Any, pending: Any, world: World, action: Any, amou
 @compiled
 def _step_all(
     state: Any, missing: Any, pending: Any, world: World, actions: Any, limit: int, autoreset: bool,
-    observation: Any, reward: Any, ends: Any, amounts: Any, last_observation: Any, figures: Any, kpis: Any,
+    observation: Any, reward: Any, ends: Any, amounts: Any,
+    ended: Any, last_observation: Any, figures: Any, kpis: Any,
 ) -> int:  # fmt: skip
-    ended = 0
+    count = 0
     for i in range(len(state)):
         s = state[i]
         over = s.done == 1 or (limit > 0 and s.step >= limit)
@@ -112,15 +127,16 @@ def _step_all(
         observe(s, missing[i], world, observation[i])
         ends[0, i], ends[1, i], ends[2, i] = terminated, truncated, (terminated or truncated) and not over
         if ends[2, i]:
-            ended += 1
             reference_j = world.prices.reference_j[s.variant]
-            write_figures(s, reference_j, figures[i])
-            write_kpis(s, reference_j, kpis[i])
+            ended[count] = i
+            write_figures(s, reference_j, figures[count])
+            write_kpis(s, reference_j, kpis[count])
+            for j in range(observation.shape[1]):
+                last_observation[count, j] = observation[i, j]
+            count += 1
             if autoreset:
-                for j in range(observation.shape[1]):
-                    last_observation[i, j] = observation[i, j]
                 begin(s, missing[i], pending[i], world, s.seed, s.episode + 1, -1, observation[i])
-    return ended
+    return count
 
 
 @compiled
@@ -147,12 +163,11 @@ def _reset_rows(machine: Any, seeds: Any, episodes: Any, documents: Any, chosen:
 
 @njit(cache=True)
 def _step_rows(
-    machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any,
-    last_observation: Any, figures: Any, kpis: Any,
-) -> int:  # fmt: skip
+    machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any
+) -> int:
     return _step_all(
         machine.state, machine.missing, machine.pending, machine.world, actions, limit, autoreset,
-        observation, reward, ends, amounts, last_observation, figures, kpis,
+        observation, reward, ends, amounts, machine.ended, machine.last_observation, machine.figures, machine.kpis,
     )  # fmt: skip
 
 
@@ -184,7 +199,9 @@ class Rows:
         rules = world.rules[0]
         self.missing = np.zeros((count, 1 if rules["kv"] == PROPAGATE else rules["layers"]), np.int64)
         self.pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
-        self.machine = Machine(world, self.state, self.missing, self.pending)
+        ended, last = np.zeros(count, np.int64), np.zeros((count, self.width), np.float32)
+        self._finals: tuple[NDArray[Any], ...] = ended, last, np.zeros(count, FIGURES), np.zeros(count, KPIS)
+        self.machine = Machine(world, self.state, self.missing, self.pending, *self._finals)
 
     def reset(
         self,
@@ -219,10 +236,15 @@ class Rows:
         """
         observation = np.empty((self.count, self.width), np.float32)
         reward, ends = np.empty(self.count), np.empty((3, self.count), np.bool_)
-        amounts, last = np.empty((self.count, len(AMOUNTS))), np.empty_like(observation)
-        figures, kpis = np.zeros(self.count, FIGURES), np.zeros(self.count, KPIS)
-        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts, last, figures, kpis)
-        return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count, last, figures, kpis)
+        amounts = np.empty((self.count, len(AMOUNTS)))
+        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts)
+        return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count)
+
+    def finals(self, episodes: int) -> Finals:
+        """What there is to say of the episodes that the last step ended, ``episodes`` of them."""
+        ended, last_observation, figures, kpis = (array[:episodes] for array in self._finals)
+        rows = ended.copy()
+        return Finals(rows, last_observation.copy(), RowRecords(rows, figures, self.count), RowRecords(rows, kpis, self.count))
 
     def step_one(self, action: int) -> tuple[NDArray[np.float32], float, bool, NDArray[np.float64]]:
         """Advance row 0 by one decision of layer control: ``(observation, reward, terminated, amounts)``.

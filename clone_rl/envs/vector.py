@@ -138,8 +138,8 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
 
     def _finals(self, out: Outcome, cost: NDArray[np.float64]) -> dict[str, Any]:
         """What the infos of episodes that just ended add, in Gymnasium's form: arrays, and masks of who has a value."""
-        ended = out.ended
-        final: dict[str, Any] = {"figures": out.figures, "kpis": out.kpis}
+        ended, finals = out.ended, self._rows.finals(out.episodes)
+        final: dict[str, Any] = {"figures": finals.figures, "kpis": finals.kpis}
         if self._reward:
             sums = np.where(ended[:, None], self._sums, 0.0)
             final["reward_terms"] = dict(zip(self._reward.terms, sums.T, strict=True))
@@ -148,8 +148,8 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         if not self._autoreset:
             return final
         observation = np.empty(self.num_envs, object)  # of None
-        for row in np.flatnonzero(ended):
-            observation[row] = out.last_observation[row]
+        for row, last in zip(finals.rows.tolist(), finals.last_observation, strict=True):
+            observation[row] = last
         return {
             "final_obs": observation,
             "_final_obs": ended,
