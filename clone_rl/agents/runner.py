@@ -33,8 +33,6 @@ def _run(
             for head in range(len(action)):
                 if action[head] < 0 or action[head] >= heads[head]:
                     return i
-            for j in range(len(amounts)):
-                amounts[j] = 0.0
             step_row(s, missing[0], pending[0], world, action, amounts)
             observe(s, missing[0], world, observation)
         write_figures(s, world.prices.reference_j[s.variant], figures[i])

@@ -278,23 +278,23 @@ def look_ahead(s: Any, missing: Any, world: World, highest: int) -> Any:
 
 
 @inlined
-def _emit(s: Any, world: World, depth: int, amounts: Any) -> float:
-    """A token leaves: deadline and quality are scored, the next token begins or the request ends; joules of idling then."""
+def _emit(s: Any, world: World, depth: int) -> Any:
+    """A token leaves: deadline and quality are scored, the next token begins or the request ends.
+
+    Returns:
+        1.0 if it was late, its disagreement, dNLL and KL, and joules of idling, if the request ended early.
+    """
     rules = world.rules[0]
     late = 1.0 if s.clock_s > s.due_s else 0.0
+    disagree = nats = kl = idle_j = 0.0
     s.late += late
     s.depth += depth
     s.left = depth
-    amounts[LATE] += late
-    amounts[TOKENS] += 1.0
     if depth < rules.layers:
         outcome = world.outcome[s.row + s.token, depth - 1]
-        disagree, dnll, kl = float(outcome[0]), float(outcome[1]), float(outcome[2])
-        amounts[DISAGREE] += disagree
-        amounts[DNLL] += dnll
-        amounts[KL] += kl
+        disagree, nats, kl = float(outcome[0]), float(outcome[1]), float(outcome[2])
         s.disagree += disagree
-        s.dnll += dnll
+        s.dnll += nats
         s.kl_sum += kl
         s.reward_disagree -= rules.disagree * disagree
         s.reward_kl -= rules.kl * kl
@@ -307,16 +307,15 @@ def _emit(s: Any, world: World, depth: int, amounts: Any) -> float:
     s.sure_before = s.sure
     final_due_s = s.due_s
     s.due_s = (s.clock_s if rules.per_token else s.due_s) + s.tpot_s
-    if s.token < s.tokens:
-        return 0.0
-    s.done = 1
-    if rules.per_token or final_due_s <= s.clock_s:
-        return 0.0
-    chip, idle_s = world.prices.chip[s.variant], final_due_s - s.clock_s
-    s.idle_j = idle_s * idle_power(chip, s.die_c) + chip.wake_j
-    _elapse(s, world, idle_s)
-    _warm(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
-    return float(s.idle_j)
+    if s.token == s.tokens:
+        s.done = 1
+        if not rules.per_token and final_due_s > s.clock_s:
+            chip, idle_s = world.prices.chip[s.variant], final_due_s - s.clock_s
+            idle_j = idle_s * idle_power(chip, s.die_c) + chip.wake_j
+            s.idle_j = idle_j
+            _elapse(s, world, idle_s)
+            _warm(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
+    return late, disagree, nats, kl, idle_j
 
 
 @inlined
@@ -392,15 +391,18 @@ def _switch(s: Any, world: World, wanted: int) -> Any:
 
 
 @inlined
-def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts: Any) -> None:
+def _act(s: Any, missing: Any, world: World, action: int, decision: Any) -> Any:
     """Run the next layer at point ``action``, or exit if ``action`` is one past the top point.
 
     ``decision`` is what came before it in this step, ``(seconds, joules, heat)``: only the clock has run on by it.
+
+    Returns:
+        What it amounted to, in the order of ``state.AMOUNTS``.
     """
     before_s, joules, heat_j = decision
     rules, points = world.rules[0], world.prices.at.shape[1]
     exits = action >= points and may_exit(s)
-    depth = s.layer
+    depth, switches = s.layer, 0.0
     if exits:
         seconds, piece_j, piece_heat_j = _leave(s, missing, world)
     else:
@@ -408,7 +410,7 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts
         wanted = min(wanted, top_point(s, world))
         if wanted != s.point:
             stall_s, stall_j, stall_heat_j = _switch(s, world, wanted)
-            amounts[SWITCHES] += 1.0
+            switches = 1.0
             before_s += stall_s
             joules += stall_j
             heat_j += stall_heat_j
@@ -426,19 +428,22 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any, amounts
         heat_j += head_heat_j
     _elapse(s, world, seconds)
     _warm(s, world, before_s + seconds, heat_j)
+    late = disagree = nats = kl = tokens = 0.0
     if emits:
-        joules += _emit(s, world, depth, amounts)
+        tokens = 1.0
+        late, disagree, nats, kl, idle_j = _emit(s, world, depth)
+        joules += idle_j
     elif s.token > 0 and rules.probe:
         seen = world.seen[s.row + s.token]
         s.sure_before = s.sure if depth > 1 else float(seen[0, 0])
         s.sure, s.kl_shown = float(seen[depth - 1, 0]), float(seen[depth - 1, 1])
     s.energy_j += joules
-    amounts[ENERGY] += joules / world.prices.reference_j[s.variant]
+    return late, disagree, nats, kl, joules / world.prices.reference_j[s.variant], switches, tokens
 
 
 @inlined
-def _reward(rules: Any, amounts: Any) -> float:
-    return float(-amounts[ENERGY] - rules.late * amounts[LATE] - rules.disagree * amounts[DISAGREE] - rules.kl * amounts[KL])
+def _rewarded(rules: Any, late: float, disagree: float, kl: float, energy: float) -> float:
+    return float(-energy - rules.late * late - rules.disagree * disagree - rules.kl * kl)
 
 
 @inlined
@@ -450,7 +455,7 @@ def layer_step(s: Any, missing: Any, world: World, action: int, amounts: Any) ->
         missing: (L,) tokens whose keys and values each layer lacks, changed in place; untouched by ``propagate``.
         world: Constants.
         action: 0 to the top operating point, or one more to exit (counts as the current point where not allowed).
-        amounts: Zeros, to which ``state.AMOUNTS`` of this step are added.
+        amounts: What this step amounts to is written here, see ``state.AMOUNTS``.
 
     Returns:
         The reward.
@@ -459,8 +464,10 @@ def layer_step(s: Any, missing: Any, world: World, action: int, amounts: Any) ->
     decision = _decide(s, world, may_exit(s))
     if world.rules[0].delay:
         action, s.pending = s.pending, action
-    _act(s, missing, world, action, decision, amounts)
-    return _reward(world.rules[0], amounts)
+    late, disagree, nats, kl, energy, switches, tokens = _act(s, missing, world, action, decision)
+    amounts[LATE], amounts[DISAGREE], amounts[DNLL], amounts[KL] = late, disagree, nats, kl
+    amounts[ENERGY], amounts[SWITCHES], amounts[TOKENS] = energy, switches, tokens
+    return _rewarded(world.rules[0], late, disagree, kl, energy)
 
 
 @inlined
@@ -482,12 +489,21 @@ def token_step(s: Any, missing: Any, world: World, action: Any, pending: Any, am
         pending[0, head] = pending[1, head] if world.rules[0].delay else action[head]
         pending[1, head] = action[head]
     exit_at = -(-(pending[0, groups] + 1) * layers // groups)  # first layer of the next group
+    for amount in range(len(amounts)):
+        amounts[amount] = 0.0
     while s.token == token and s.done == 0:
         exits = token > 0 and s.layer == exit_at
         chosen = world.prices.at.shape[1] if exits else pending[0, s.layer * groups // layers]
-        _act(s, missing, world, chosen, decision, amounts)
+        late, disagree, nats, kl, energy, switches, tokens = _act(s, missing, world, chosen, decision)
+        amounts[LATE] += late
+        amounts[DISAGREE] += disagree
+        amounts[DNLL] += nats
+        amounts[KL] += kl
+        amounts[ENERGY] += energy
+        amounts[SWITCHES] += switches
+        amounts[TOKENS] += tokens
         decision = (0.0, 0.0, 0.0)
-    return _reward(world.rules[0], amounts)
+    return _rewarded(world.rules[0], amounts[LATE], amounts[DISAGREE], amounts[KL], amounts[ENERGY])
 
 
 @inlined

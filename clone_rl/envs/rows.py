@@ -117,10 +117,11 @@ def _step_all(
     for i in range(len(state)):
         s = state[i]
         over = s.done == 1 or (limit > 0 and s.step >= limit)
-        reward[i] = 0.0
-        for j in range(amounts.shape[1]):
-            amounts[i, j] = 0.0
-        if not over:
+        if over:
+            reward[i] = 0.0
+            for j in range(amounts.shape[1]):
+                amounts[i, j] = 0.0
+        else:
             reward[i] = step_row(s, missing[i], pending[i], world, actions[i], amounts[i])
         terminated = s.done == 1
         truncated = not terminated and limit > 0 and s.step >= limit
@@ -252,7 +253,7 @@ class Rows:
         Args:
             action: Already checked.
         """
-        observation, amounts = np.empty(self.width, np.float32), np.zeros(len(AMOUNTS))
+        observation, amounts = np.empty(self.width, np.float32), np.empty(len(AMOUNTS))
         reward, done = _step_one(self.machine, action, observation, amounts)
         return observation, reward, done, amounts
 

@@ -139,12 +139,11 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     def _finals(self, out: Outcome, cost: NDArray[np.float64]) -> dict[str, Any]:
         """What the infos of episodes that just ended add, in Gymnasium's form: arrays, and masks of who has a value."""
         ended, finals = out.ended, self._rows.finals(out.episodes)
-        final: dict[str, Any] = {"figures": finals.figures, "kpis": finals.kpis}
+        final: dict[str, Any] = {"figures": finals.figures, "_figures": ended, "kpis": finals.kpis, "_kpis": ended}
         if self._reward:
             sums = np.where(ended[:, None], self._sums, 0.0)
-            final["reward_terms"] = dict(zip(self._reward.terms, sums.T, strict=True))
+            final |= {"reward_terms": dict(zip(self._reward.terms, sums.T, strict=True)), "_reward_terms": ended}
             self._sums[ended] = 0.0
-        final |= {f"_{name}": ended for name in final}
         if not self._autoreset:
             return final
         observation = np.empty(self.num_envs, object)  # of None
