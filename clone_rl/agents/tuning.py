@@ -42,7 +42,7 @@ class Tuned:
         trials: Evaluations that the search took; 1 where there is nothing to tune.
         seed: Of the search, and of the requests that it judged by.
         limits: What had to hold.
-        within_limits: Whether it did, by a standard error, on the training split.
+        within_constraints: Whether it did, as ``judge.Judge`` holds it.
         start: Figures of the untuned baseline on the training split, see ``judge.figures_of``.
         train: Figures of the tuned one.
     """
@@ -54,13 +54,13 @@ class Tuned:
     trials: int
     seed: int
     limits: Limits
-    within_limits: bool
+    within_constraints: bool
     start: dict[str, float]
     train: dict[str, float]
 
 
 def tune(
-    baseline: str,
+    baseline: str | Baseline,
     control: Control,
     limits: Limits | None = None,
     trials: int = TRIALS,
@@ -74,7 +74,7 @@ def tune(
     a function of the seed, however often it is interrupted and resumed.
 
     Args:
-        baseline: One of ``clone_rl.agents.baselines()``.
+        baseline: One of ``clone_rl.agents.baselines()``, or one of one's own.
         control: The scenario.
         limits: What has to hold; the scenario's if None.
         trials: Evaluations of the training split.
@@ -92,7 +92,7 @@ def tune(
     >>> tuned.train["energy_per_token_j"] <= tuned.start["energy_per_token_j"]
     True
     """
-    spec, seed = find_baseline(baseline), check_seed(seed)
+    spec, seed = baseline if isinstance(baseline, Baseline) else find_baseline(baseline), check_seed(seed)
     if trials < 1:
         raise BadValueError(f"{trials} trials", "at least 1")
     limits = limits or control.scenario.limits
@@ -100,8 +100,8 @@ def tune(
     if not space:
         settings = spec.fit(control, limits, seed, {})
         controller = spec.make(control, settings)
-        excess, figures = judge(controller)
-        return Tuned(baseline, controller, settings, {}, 1, seed, limits, excess == 0.0, figures, figures)
+        excess, figures, _ = judge(controller)
+        return Tuned(spec.name, controller, settings, {}, 1, seed, limits, excess == 0.0, figures, figures)
 
     made: dict[str, tuple[dict[str, Any], Controller, float, dict[str, float]]] = {}
 
@@ -109,7 +109,7 @@ def tune(
         """What a point comes to; each is worked out once."""
         if (key := json.dumps(parameters, sort_keys=True)) not in made:
             settings = spec.fit(control, limits, seed, parameters)
-            made[key] = (settings, controller := spec.make(control, settings), *judge(controller))
+            made[key] = (settings, controller := spec.make(control, settings), *judge(controller)[:2])
         return made[key]
 
     first = _clipped(spec.start(control, limits, seed), space)
@@ -128,7 +128,7 @@ def tune(
     start_figures = tried(first)[3]
     best = {name: study.best_params[name] for name in space}
     settings, controller, excess, figures = tried(best)
-    return Tuned(baseline, controller, settings, best, trials, seed, limits, excess == 0.0, start_figures, figures)
+    return Tuned(spec.name, controller, settings, best, trials, seed, limits, excess == 0.0, start_figures, figures)
 
 
 def _clipped(start: dict[str, float], space: dict[str, Parameter]) -> dict[str, float]:

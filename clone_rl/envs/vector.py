@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,6 +168,18 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         """Change the reward's weights: how a constraint's multipliers reach the environment."""
         rules = self.control.world.rules[0]
         rules["late"], rules["disagree"], rules["kl"] = late, disagree, kl
+
+    def set_outcome(self, outcome: NDArray[np.float32]) -> None:
+        """Score exits by other figures than what happened: ``World.outcome``, its shape and order; reset afterwards.
+
+        Raises:
+            BadValueError: It has another shape or type.
+        """
+        world = self.control.world
+        if outcome.shape != world.outcome.shape or outcome.dtype != world.outcome.dtype:
+            raise BadValueError(f"outcome {outcome.shape} {outcome.dtype}", f"{world.outcome.shape} {world.outcome.dtype}")
+        self.control = replace(self.control, world=world._replace(outcome=outcome))
+        self._rows, self._seeds = Rows(self.control.world, self.num_envs, len(self.control.heads)), None
 
 
 class LayerControlVectorEnv(_ControlVectorEnv):

@@ -117,7 +117,7 @@ def test_token_control_starts_cold(trace_folder, tmp_path):
 
 def test_multipliers_reach_the_reward(trace_folder, tmp_path):
     training = Training(small(trace_folder), tmp_path)
-    training.multipliers["late"].value = 12.5
+    training.multipliers["miss"].value = 12.5
     training.apply_multipliers()
     assert training.env.control.world.rules[0]["late"] == 12.5
 
@@ -135,7 +135,7 @@ def test_training_holds_the_scenarios_limits_where_nothing_else_is_said(trace_fo
     training = Training(small(trace_folder, scenario=scenario, max_disagree=0.1), tmp_path)
     assert training.limits == Limits(0.2, 0.1, 0.4)
     aims = {name: price.limit for name, price in training.multipliers.items()}
-    assert aims == pytest.approx({"late": 0.85 * 0.2, "disagree": 0.85 * 0.1, "dnll": 0.85 * 0.4})
+    assert aims == pytest.approx({"miss": 0.95 * 0.2, "disagree": 0.95 * 0.1, "dnll": 0.95 * 0.4})
     assert training.policy().card["limits"] == {"miss": 0.2, "disagree": 0.1, "dnll": 0.4}
     assert training.config.max_miss == 0.2
     assert Training(small(trace_folder), tmp_path).limits == Limits()

@@ -164,3 +164,15 @@ def test_bad_actions_of_a_vector_environment_are_refused(trace_folder, env_id, a
 def test_a_vector_environment_does_not_render(trace_folder):
     with pytest.raises(BadValueError, match="render"):
         make_vec(IDS[0], trace_folder, render_mode="ansi")
+
+
+def test_exits_are_scored_by_what_they_are_told(trace_folder):
+    env = make_vec(IDS[0], trace_folder).unwrapped
+    env.set_outcome(np.full_like(env.control.world.outcome, 0.25))
+    with pytest.raises(BadValueError, match="call reset"):
+        env.step(np.full(env.num_envs, 3))
+    env.reset(seed=0)
+    costs = [env.step(np.full(env.num_envs, 3 if step % 3 else 8))[4]["cost"] for step in range(200)]
+    assert set(np.unique(np.stack(costs)[..., 1:])) == {0.0, 0.25}
+    with pytest.raises(BadValueError, match="outcome"):
+        env.set_outcome(env.control.world.outcome[1:])

@@ -185,7 +185,7 @@ def train(control: Control, depth: int, how: Learning, limits: Limits, seed: int
             rate = how.learning_rate * (1.0 - number / _ROUNDS)
             learner.descend(learner.gradients(states[rows], actions[rows], target[rows]), rate)
         learned = learner.network
-        excess, figures = judge(Ztt(table, learned, depth, {}))
+        excess, figures, _ = judge(Ztt(table, learned, depth, {}))
         if (score := (excess, figures["energy_per_token_j"])) < best:
             best, kept = score, learned
     return kept
