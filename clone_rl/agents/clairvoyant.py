@@ -126,7 +126,8 @@ class _Grid:
 
     def reach(self, costs: Costs) -> int:
         """Buckets of the slowest token, where so small a request has deadlines per token that every start can be tried."""
-        slowest_s = costs.run_s[1].max(2).sum(1)[1:].max(initial=0.0)
+        switches_s = costs.changes[0].sum(1) * costs.switch_s.max()
+        slowest_s = (costs.run_s[1].max(2).sum(1) + switches_s)[1:].max(initial=0.0)
         buckets = int(slowest_s * self.per_slot / costs.slot_s) + 2
         work = float(costs.run_s[0].size) * costs.run_s.shape[3] * self.size * buckets
         return buckets if costs.per_token and work <= _EVERY_START else 0

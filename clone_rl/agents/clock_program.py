@@ -275,6 +275,10 @@ def follow_plan(
     tokens, layers, points = costs.run_s.shape[1], costs.run_s.shape[2], costs.run_s.shape[3]
     per_s = per_slot / costs.slot_s
     clock, point, count, due_s = costs.begin_s, points - 1, 0, costs.due_s[0]
+    longest_switch_s = 0.0
+    for k in range(points):
+        for wanted in range(points):
+            longest_switch_s = max(longest_switch_s, costs.switch_s[k, wanted])
     for token in range(tokens):
         if not costs.per_token:
             due_s = costs.due_s[token]
@@ -283,7 +287,7 @@ def follow_plan(
             slowest_s = 0.0
             for k in range(points):
                 slowest_s = max(slowest_s, costs.run_s[1, token, layer, k])
-            longest_s += slowest_s
+            longest_s += slowest_s + (longest_switch_s if costs.changes[0, token, layer] else 0.0)
         low = min(int(clock * per_s), size - 1)
         reach = int(longest_s * per_s) + 2
         high, far = min(size, low + reach), min(starts.shape[2], low + 2 * reach)

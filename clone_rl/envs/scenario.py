@@ -135,7 +135,7 @@ class Scenario:
         interference: The co-runner.
         weights: Of the reward.
         limits: What a controller is to stay within, where nothing else is said.
-        switching: Switching mechanism; empty takes the chip's own.
+        switching: Switching mechanism, or the time of every change such as ``100 ns``; empty takes the chip's own.
         regulator: Voltage regulator; empty takes the chip's own.
         ambient_c: Ambient temperature, Celsius; None takes the chip's own.
         deadline: ``carry-over`` (token i is due at TTFT + i TPOT from the request's start) or ``per-token``.

@@ -6,9 +6,10 @@ runs), going up waits for the voltage as well.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from clone_rl.errors import UnknownNameError
+from clone_rl.errors import BadValueError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,44 @@ MECHANISMS = {
 """Known mechanisms; sources in the comments."""
 
 
+_TIME = re.compile(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?) *(ns|us|ms|s)")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+LONGEST_S = 10.0
+"""Longest stall that may be written as a time."""
+
+
 def mechanism(name: str) -> Mechanism:
     """Look up a mechanism.
 
+    Args:
+        name: One of ``MECHANISMS``, or a time such as ``100 ns``: every change stalls for that long, in either direction and
+            however far it goes.
+
     Raises:
-        UnknownNameError: Not one of ``MECHANISMS``.
+        UnknownNameError: Neither of them.
+        BadValueError: A time above ``LONGEST_S``.
+
+    >>> mechanism("5 ms").relock_s
+    0.005
     """
-    if name not in MECHANISMS:
-        raise UnknownNameError("switching mechanism", name, MECHANISMS)
-    return MECHANISMS[name]
+    if name in MECHANISMS:
+        return MECHANISMS[name]
+    if (found := _TIME.fullmatch(name.strip())) is None:
+        raise UnknownNameError("switching mechanism", name, MECHANISMS, "or a time such as '100 ns'")
+    seconds = float(found[1]) / _PER_SECOND[found[2]]
+    if seconds > LONGEST_S:
+        raise BadValueError(f"switching takes {name}", f"{LONGEST_S:g} s at most")
+    return Mechanism(seconds, 0.0)
+
+
+def time_name(seconds: float) -> str:
+    """A stall of every change as the name that ``mechanism`` reads.
+
+    >>> time_name(1e-7), time_name(0.005), time_name(0.0)
+    ('100 ns', '5 ms', '0 s')
+    """
+    unit = "s" if seconds == 0.0 else next((u for u, per in _PER_SECOND.items() if seconds * per >= 1.0), "ns")
+    return f"{seconds * _PER_SECOND[unit]:.12g} {unit}"
 
 
 @dataclass(frozen=True)
