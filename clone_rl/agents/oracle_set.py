@@ -219,7 +219,7 @@ def oracle_set(
     control: Control,
     split: str,
     documents: NDArray[np.int64],
-    seed: int,
+    seed: int | NDArray[np.int64],
     limits: Limits | None = None,
     depths: Sequence[NDArray[np.int64]] | None = None,
     rounds: int = 12,
@@ -232,8 +232,8 @@ def oracle_set(
     Args:
         control: The scenario.
         split: Which split the documents belong to.
-        documents: (R,) documents; request i has ``seed + i``.
-        seed: Key of the draws.
+        documents: (R,) documents.
+        seed: Key of the draws: request i has ``seed + i``, or its own where (R,) keys are given.
         limits: What has to hold; the scenario's if None.
         depths: R arrays of the layers that each token runs, see ``recorded_depths``; None leaves the exits free. With given
             exits the miss rate alone is held: the result is the best choice of operating points for them.
@@ -247,7 +247,7 @@ def oracle_set(
             impossible.
     """
     limits = limits or control.scenario.limits
-    requests = [Request(int(document), seed + row) for row, document in enumerate(documents)]
+    requests = [Request(*map(int, key)) for key in zip(documents, _keys(seed, len(documents)), strict=True)]
     search = _Search(Stage.of(control, split), requests, limits, depths)
     prices = search.run(rounds, 1e-3, progress)
     chosen = search.chosen(prices)
@@ -292,17 +292,23 @@ def limit_prices(control: Control, limits: Limits | None = None, requests: int =
     return CostPrices(*map(float, search.run(8, 2e-3, iter)))
 
 
+def _keys(seed: int | NDArray[np.int64], requests: int) -> NDArray[np.int64]:
+    """(R,) keys of requests."""
+    return np.asarray(seed, np.int64) if np.ndim(seed) else seed + np.arange(requests)
+
+
 def recorded_depths(
-    control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
+    control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int | NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
     """Layers that a controller ran for every token: R arrays, one for each request of ``run_requests``.
 
     Args:
-        control, controller, split, documents, seed: As of ``run_requests``.
+        control, controller, split, documents: As of ``run_requests``.
+        seed: As of ``oracle_set``.
     """
     own = charged_for(control, controller, split)
     rows = Rows(own.world, len(documents), len(own.heads))
-    observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
+    observation = rows.reset(_keys(seed, len(documents)), np.zeros(len(documents), np.int64), documents)
     lengths = rows.state["tokens"].copy()
     depths = [np.zeros(length, np.int64) for length in lengths]
     memory = (controller.memory(len(documents)),) if isinstance(controller, RuleController) else ()

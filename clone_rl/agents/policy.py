@@ -146,7 +146,22 @@ class Policy(RuleController):
 
     def describe(self) -> dict[str, Any]:
         """Its size and the hash of its weights."""
-        return {"parameters": self.parameters, "sha256": self.card.get("sha256", "")}
+        return {"parameters": self.parameters, "sha256": self.sha256}
+
+    @cached_property
+    def content(self) -> bytes:
+        """The weights as a safetensors file."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for index, (weight, bias) in enumerate(self.layers):
+            tensors |= {f"{index}.weight": np.ascontiguousarray(weight), f"{index}.bias": np.ascontiguousarray(bias)}
+        return bytes(save(tensors))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of ``content``: of the policy's file, wherever it lies."""
+        return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
     def load(cls, name: str | Path) -> Policy:
@@ -196,12 +211,6 @@ class Policy(RuleController):
 
     def save(self, path: Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
-        from safetensors.numpy import save
-
-        tensors: dict[str, NDArray[np.float32]] = {}
-        for index, (weight, bias) in enumerate(self.layers):
-            tensors |= {f"{index}.weight": np.ascontiguousarray(weight), f"{index}.bias": np.ascontiguousarray(bias)}
-        data = save(tensors)
         card = {
             **self.card,
             "format": FORMAT,
@@ -209,9 +218,12 @@ class Policy(RuleController):
             "heads": list(self.heads),
             "parameters": self.parameters,
             "probes": self.probes,
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": self.sha256,
         }
-        for target, content in ((path, data), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
+        for target, content in (
+            (path, self.content),
+            (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode()),
+        ):
             with replacing(target) as aside:
                 aside.write_bytes(content)
 

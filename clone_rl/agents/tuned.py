@@ -24,11 +24,12 @@ _NOT_THE_WORLD = ("name", "chip", "traces", "model", "policy_macs", "probe", "si
 """Fields of a scenario that are told apart on their own, or that a baseline does not depend on."""
 
 
-def _sha256(content: Any) -> str:
+def plain_sha256(content: Any) -> str:
+    """Hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _traces_sha256(traces: TraceSet) -> str:
+def traces_sha256(traces: TraceSet) -> str:
     """The hash of a set's card, or of what is replayed where it has none."""
     if known := traces.card.get("sha256"):
         return str(known)
@@ -43,9 +44,9 @@ def identity(control: Control, limits: Limits) -> dict[str, Any]:
     scenario = control.scenario
     rules = {name: value for name, value in scenario.as_dict().items() if name not in _NOT_THE_WORLD}
     return {
-        "chip": _sha256(asdict(control.emulator.chip)),
-        "traces": _traces_sha256(control.traces),
-        "rules": _sha256(rules),
+        "chip": plain_sha256(asdict(control.emulator.chip)),
+        "traces": traces_sha256(control.traces),
+        "rules": plain_sha256(rules),
         "limits": asdict(limits),
     }
 

@@ -44,10 +44,11 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.agents.train_config import TrainConfig
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.options import from_options
-    from clone_rl.cli.run_folder import create_run, free_name, read_config, write_json
+    from clone_rl.cli.run_folder import create_run, free_name, read_command, read_config, write_json
     from clone_rl.envs.control import load_control
     from clone_rl.evaluation.protocol import evaluate
-    from clone_rl.evaluation.report import table, write_rows
+    from clone_rl.evaluation.report import table
+    from clone_rl.evaluation.rows import Origin, write_rows
 
     if options.resume:
         folder = Path(options.resume)
@@ -70,34 +71,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         create_run(folder, {"train": asdict(config)})
     policy = run_training(folder, config, bool(options.resume))
     controllers = [make_controller(name, control, limits) for name in ("performance", "pace")]
-    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits)
+    origin = Origin(read_command(folder), {policy.name: str(folder / "policy.safetensors")})
+    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits, origin=origin)
     judged = verdict(limits, evaluation.summary[-1], reachable)
     results = {**evaluation.as_json(), "limits": judged}
     write_json(folder / "results.json", results)
     write_rows(folder / "rows.csv", evaluation.requests)
     print(table(evaluation.summary), *broken(judged), f"policy: {folder / 'policy.safetensors'}", sep="\n", file=sys.stderr)
     return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **results}
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """``clone-rl evaluate``."""
-    from clone_rl.cli.controllers import make_controller
-    from clone_rl.cli.run_folder import check_output
-    from clone_rl.evaluation.protocol import evaluate as run
-    from clone_rl.evaluation.report import table, write_rows
-
-    control = _control(options, options.split)
-    limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
-    if options.out:
-        check_output(Path(options.out))
-    tuned = Path(options.tuned) if options.tuned else None
-    controllers = [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]
-    result = run(control, controllers, options.split, options.seed, options.repeats, limits)
-    if options.out:
-        write_rows(Path(options.out), result.requests)
-    if not options.json:
-        print(table(result.summary))
-    return result.as_json()
 
 
 def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:

@@ -35,7 +35,7 @@ def _baseline(name: str, control: Control, limits: Limits, seed: int, tuned: Pat
     reason = f"what is stored is for {stored.reason}" if stored.others else stored.reason
     print(f"clone-rl: tuning {name} by {QUICK_TRIALS} trials: {reason} ({control.scenario.name})", file=sys.stderr)
     found = tune(name, control, limits, QUICK_TRIALS, seed)
-    if not found.within_limits:
+    if not found.within_constraints:
         print(f"clone-rl: {name} does not hold the limits on the training split", file=sys.stderr)
     return found.controller
 

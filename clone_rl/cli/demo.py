@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.cli import commands
-from clone_rl.cli.run_folder import create_run, free_name, write_json
+from clone_rl.cli.run_folder import create_run, free_name, read_command, write_json
 from clone_rl.errors import BadValueError
 
 
@@ -27,7 +27,8 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.envs.scenario import Scenario
     from clone_rl.envs.trace import SPLITS
     from clone_rl.evaluation.protocol import evaluate
-    from clone_rl.evaluation.report import table, write_rows
+    from clone_rl.evaluation.report import table
+    from clone_rl.evaluation.rows import Origin, write_rows
     from clone_rl.llm.model import load_model
 
     config = TrainConfig(steps=options.steps, seed=options.seed)
@@ -55,7 +56,9 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     shipped = Policy.load("default")
     controllers = [make_controller(name, control) for name in ("performance", "pace")]
     bar = lambda items: Bar(items, desc="evaluate", unit="controller")  # noqa: E731
-    evaluation = evaluate(control, [*controllers, shipped, policy], "test", options.seed, repeats=4, progress=bar)
+    origin = Origin(read_command(folder), {policy.name: str(folder / "policy.safetensors")})
+    four = [*controllers, shipped, policy]
+    evaluation = evaluate(control, four, "test", options.seed, repeats=4, progress=bar, origin=origin)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
 

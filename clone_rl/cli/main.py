@@ -53,7 +53,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli import bench, chip, commands, pretrain, probe, trace, tune
+    from clone_rl.cli import bench, chip, commands, evaluate, pretrain, probe, report, study, trace, tune, validate
     from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
@@ -84,18 +84,13 @@ def _build() -> argparse.ArgumentParser:
         "--resume", default="", metavar="RUN", help="continue the run of this folder, with its own configuration"
     )
 
-    evaluate = command("evaluate", "Compare controllers on the same requests.", commands.evaluate)
-    evaluate.add_argument(
-        "controllers", nargs="+", metavar="CONTROLLER", help="baselines (docs/baselines.md), shipped policies, or policy files"
-    )
-    _add_scenario(evaluate)
-    evaluate.add_argument("--traces", default="", help="shipped trace set or folder (default: the scenario's)")
-    evaluate.add_argument("--split", default="test", help="train, validation or test (default: 'test')")
-    evaluate.add_argument("--seed", type=_seed, default=0, help="seed of service levels and interference (default: 0)")
-    evaluate.add_argument("--repeats", type=int, default=1, help="draws of them for each document (default: 1)")
-    evaluate.add_argument("--tuned", default="", help="file of clone-rl tune with settings of baselines (default: what ships)")
-    evaluate.add_argument("--out", default="", help="CSV file for one row per controller and request (default: none)")
-    _add_limits(evaluate)
+    evaluating = evaluate.add(subcommands)
+    _add_scenario(evaluating)
+    evaluating.add_argument("--seed", type=_seed, default=0, help="of service levels and interference (default: 0)")
+    _add_limits(evaluating)
+
+    validate.add(subcommands)
+    report.add(subcommands)
 
     tuning = tune.add(subcommands)
     _add_scenario(tuning)
@@ -127,6 +122,7 @@ def _build() -> argparse.ArgumentParser:
     pretrain.add(subcommands)
     chip.add(subcommands)
     bench.add(subcommands)
+    study.add(subcommands)
     return parser
 
 

@@ -131,7 +131,7 @@ def _tune_all(control: Any, kept: Mapping[str, Any], folder: Path, path: Path) -
         validation = figures_of(run_requests(control, found.controller, "validation", held_out, kept["seed"]))
         row = {
             "baseline": name,
-            "within_limits": found.within_limits,
+            "within_constraints": found.within_constraints,
             "trials": found.trials,
             "seed": found.seed,
             "limits": asdict(limits),
@@ -144,7 +144,7 @@ def _tune_all(control: Any, kept: Mapping[str, Any], folder: Path, path: Path) -
         settings = found.controller.describe()
         seconds = round(time.monotonic() - began, 3)
         rows.append({"scenario": control.scenario.name, **row, "settings": settings, "seconds": seconds})
-        if not found.within_limits:
+        if not found.within_constraints:
             print(f"clone-rl: {name} cannot hold the limits in {control.scenario.name}; it breaks them least", file=sys.stderr)
     return rows
 
@@ -165,7 +165,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             ("depth", "", [f"{f['mean_depth']:.2f}" for f in found]),
         ]
     columns += [
-        ("within", "", ["yes" if row["within_limits"] else "no" for row in rows]),
+        ("within", "", ["yes" if row["within_constraints"] else "no" for row in rows]),
         ("seconds", "", [f"{row['seconds']:.1f}" for row in rows]),
     ]
     return aligned(columns)

@@ -43,7 +43,7 @@ def draw_cost(path: Path, emulator: Emulator, costs: Sequence[RequestCost], prom
     figure.savefig(path, dpi=110)
 
 
-def _spread(wanted: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+def spread(wanted: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     """Positions in 0..1 near the wanted ones, at least ``gap`` apart; the wanted ones ascend."""
     gap = min(gap, 1 / max(1, len(wanted) - 1))
     steps = gap * np.arange(len(wanted))
@@ -78,7 +78,7 @@ def _sweep(axes: Any, emulator: Emulator, costs: Sequence[RequestCost], knee_poi
     )
     low, high = axes.get_xlim()
     wanted = (x - low) / (high - low)
-    for cost, dot, across, at in zip(ordered, wanted, _spread(wanted, 0.045), total, strict=True):
+    for cost, dot, across, at in zip(ordered, wanted, spread(wanted, 0.045), total, strict=True):
         point = emulator.points[cost.point]
         axes.annotate(
             f"{point['voltage_v']:.2f} V, {point['frequency_hz'] / 1e6:g} MHz",

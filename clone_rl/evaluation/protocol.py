@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
-from clone_rl.envs.figures import as_dict
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
-from clone_rl.evaluation.statistics import ratio_interval, resamples, wilson
+from clone_rl.evaluation.regret import Clairvoyant, Regret, spread
+from clone_rl.evaluation.rows import Origin, request_rows
+from clone_rl.evaluation.summary import paired, summarise, winner
 
-_BOOTSTRAP = 2000
+
+class Runner(Protocol):
+    """Runs a controller over requests: a replay of recorded traces, or the model in the loop."""
+
+    def __call__(
+        self, control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
+    ) -> NDArray[np.void]:
+        """(R,) records of ``clone_rl.envs.figures.FIGURES``; request i has ``seed + i``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,66 +35,57 @@ class Evaluation:
 
     Attributes:
         scenario, split, seed: What was run.
-        summary: One row per controller: the keys of ``summarise``.
-        requests: One row per controller and request, for files.
+        seeds: The evaluation seeds; ``seed`` is the first. Requests of one seed share no draws with those of another.
+        rows: One row per controller and evaluation seed: the keys of ``summary.summarise``, and ``seed``.
+        summary: One row per controller, over all seeds.
+        best: The controller with the least energy of those within the constraints; empty where there is none.
+        requests: One row per controller and request, as ``clone_rl.evaluation.rows`` writes them.
+        notes: What could not be measured, and why.
     """
 
     scenario: str
     split: str
     seed: int
+    seeds: list[int]
+    rows: list[dict[str, Any]]
     summary: list[dict[str, Any]]
+    best: str
     requests: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"scenario": self.scenario, "split": self.split, "seed": self.seed, "rows": self.summary}
+        found = {"scenario": self.scenario, "split": self.split, "seed": self.seed, "seeds": self.seeds, "rows": self.rows}
+        return {**found, "summary": self.summary, "best": self.best, "notes": self.notes}
 
 
-def summarise(
-    name: str, figures: NDArray[np.void], strata: NDArray[np.int64], limits: Limits, power_limit_w: float, seed: int
-) -> dict[str, Any]:
-    """One controller's row.
+def _check(controllers: Sequence[Controller], least: int, **numbers: int | None) -> None:
+    """Refuse names that stand for two controllers, and numbers below ``least``."""
+    names = [c.name for c in controllers]
+    if len(set(names)) < len(names):
+        raise BadValueError(f"controllers {', '.join(names)}", "give each of them once")
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise BadValueError(f"{name.replace('_', ' ')} is {number}", f"at least {least}")
+
+
+def chosen_documents(control: Control, split: str, repeats: int = 1, requests: int | None = None) -> NDArray[np.int64]:
+    """(R,) documents of the requests of one evaluation seed.
 
     Args:
-        name: Of the controller.
-        figures: (R,) records of ``clone_rl.envs.figures.FIGURES``, one per request.
-        strata: (R,) request type, which the bootstrap keeps in proportion.
-        limits: ``within_limits`` tells whether all three are held.
-        power_limit_w: Of the chip; average power above it is flagged as well.
-        seed: Of the bootstrap.
+        control: The scenario.
+        split: ``train``, ``validation`` or ``test``.
+        repeats: Draws for each document.
+        requests: Documents at most, spread evenly over the split; None takes all.
 
-    Returns:
-        ``energy_per_token_j`` and ``avg_power_w`` (idling until the last deadline included), ``miss_rate``,
-        ``disagreement``, ``dnll``, ``mean_depth``, each with ``<key>_ci``; TTFT and TPOT percentiles, s; ``switches``
-        and ``overhead`` (controller and probe, share of energy) per token; ``within_limits``.
+    Raises:
+        UnknownNameError: Unknown split.
+        BadValueError: The set has no documents of it.
     """
-    samples = resamples(strata, _BOOTSTRAP, seed)
-    tokens = figures["tokens"].astype(float)
-    row: dict[str, Any] = {"name": name}
-    ratios = {
-        "energy_per_token_j": (figures["energy_j"], tokens),
-        "avg_power_w": (figures["energy_j"], figures["time_s"]),
-        "miss_rate": (figures["late"], tokens),
-        "disagreement": (figures["disagree"], tokens),
-        "dnll": (figures["dnll"], tokens),
-        "mean_depth": (figures["depth"], tokens),
-    }
-    for key, (top, bottom) in ratios.items():
-        row[key] = float(top.sum() / bottom.sum())
-        row[f"{key}_ci"] = list(ratio_interval(top, bottom, samples))
-    row["miss_rate_ci"] = list(wilson(figures["late"].sum(), tokens.sum()))
-    for key in ("ttft_s", "tpot_s"):
-        for quantile in (50, 99):
-            row[f"{key[:-2]}_p{quantile}_s"] = float(np.percentile(figures[key], quantile))
-    row["switches_per_token"] = float(figures["switches"].sum() / tokens.sum())
-    row["overhead"] = float((figures["policy_j"].sum() + figures["probe_j"].sum()) / figures["energy_j"].sum())
-    row["within_limits"] = bool(
-        row["miss_rate"] <= limits.miss
-        and row["disagreement"] <= limits.disagree
-        and row["dnll"] <= limits.dnll
-        and row["avg_power_w"] <= power_limit_w
-    )
-    return row
+    documents = control.traces.documents(split)
+    if requests is not None:
+        documents = documents[spread(len(documents), requests)]
+    return np.repeat(documents, repeats)
 
 
 def evaluate(
@@ -95,48 +95,75 @@ def evaluate(
     seed: int = 0,
     repeats: int = 1,
     limits: Limits | None = None,
-    progress: Callable[[Sequence[Controller]], Any] = iter,
+    progress: Callable[[Sequence[Controller]], Iterable[Controller]] = iter,
+    *,
+    seeds: int = 1,
+    requests: int | None = None,
+    oracle_requests: int = 0,
+    oracle_progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    origin: Origin | None = None,
+    run: Runner = run_requests,
 ) -> Evaluation:
     """Run every controller on every document of a split.
+
+    The draws of a request (service level, slack, interference, chip) are keyed by one number. Request i of R has ``seed + i``
+    in the first evaluation seed, ``seed + R + i`` in the second and so on, so that no two requests share draws and each
+    evaluation seed can be run again by itself: ``rows`` name it by its first key.
 
     Args:
         control: The scenario.
         controllers: Who is judged; names must differ.
         split: ``train``, ``validation`` or ``test``.
-        seed: Key of service levels, slack and interference.
-        repeats: Draws of them for each document.
-        limits: What ``within_limits`` means; the scenario's if None.
+        seed: The first evaluation seed.
+        repeats: Draws for each document within one evaluation seed.
+        limits: What ``within_constraints`` means; the scenario's if None.
         progress: Wraps the list of controllers (a progress bar).
+        seeds: Evaluation seeds.
+        requests: Documents at most, spread evenly over the split; None takes all.
+        oracle_requests: Requests of each evaluation seed on which regret is measured, spread evenly; 0 measures none.
+        oracle_progress: Wraps what the oracle solves, one item for each controller and one for all, by seed.
+        origin: Where scenario and controllers come from, for rows that can be replayed; found out by itself if None.
+        run: What runs requests.
 
     Raises:
-        BadValueError: Two controllers have one name, or ``repeats`` is below 1.
+        BadValueError: Two controllers have one name, or a number is too small.
         UnknownNameError: Unknown split.
     """
-    names = [c.name for c in controllers]
-    if len(set(names)) < len(names):
-        raise BadValueError(f"controllers {', '.join(names)}", "give each of them once")
-    if repeats < 1:
-        raise BadValueError(f"repeats is {repeats}", "at least 1")
-    if seed < 0:
-        raise BadValueError(f"seed is {seed}", "0 or more")
-    documents = np.repeat(control.traces.documents(split), repeats)
-    strata = control.traces.kind[documents]
-    kinds = control.traces.kinds
-    summary, requests = [], []
-    for controller in progress(controllers):
-        figures = run_requests(control, controller, split, documents, seed)
-        row = summarise(
-            controller.name, figures, strata, limits or control.scenario.limits, control.emulator.chip.limit_w, seed
-        )
-        summary.append({**row, "settings": controller.describe()})
-        for i in range(len(documents)):
-            requests.append(
-                {
-                    "controller": controller.name,
-                    "request": i,
-                    "seed": seed + i,
-                    "kind": kinds[strata[i]],
-                    **as_dict(figures[i]),
-                }
-            )
-    return Evaluation(control.scenario.name, split, seed, summary, requests)
+    _check(controllers, 1, repeats=repeats, seeds=seeds, requests=requests)
+    _check(controllers, 0, seed=seed, oracle_requests=oracle_requests)
+    limits, documents = limits or control.scenario.limits, chosen_documents(control, split, repeats, requests)
+    origin = origin or Origin()
+    firsts = [seed + k * len(documents) for k in range(seeds)]
+    strata, power_w = control.traces.kind[documents], control.emulator.chip.limit_w
+    found = {c.name: [run(control, c, split, documents, first) for first in firsts] for c in progress(controllers)}
+
+    clairvoyant, known = Clairvoyant(control, split, limits), dict[tuple[str, int], Regret]()
+    if oracle_requests:
+        which = spread(len(documents), oracle_requests)
+        for k, controller in oracle_progress([(k, c) for k in range(seeds) for c in controllers]):
+            own = found[controller.name][k][which]
+            energies = clairvoyant.measure(controller, documents[which], firsts[k] + which, own)
+            known[controller.name, k] = Regret(which, *energies)
+
+    rows, summary, lines = [], [], []
+    for controller in controllers:
+        name, settings = controller.name, controller.describe()
+        parts = found[name]
+        regrets = [known.get((name, k)) for k in range(seeds)]
+        for k, first in enumerate(firsts):
+            row = summarise(name, parts[k], strata, limits, power_w, first, regrets[k])
+            rows.append({**row, "seed": first, "settings": settings})
+            lines += request_rows(control, controller, split, first, parts[k], limits, origin, regrets[k])
+        pooled = np.concatenate(parts)
+        over = Regret.join(regrets, len(documents))
+        row = summarise(name, pooled, np.tile(strata, seeds), limits, power_w, seed, over)
+        summary.append({**row, "seed": seed, "settings": settings})
+    best = winner(summary)
+    if best:
+        reference = np.concatenate(found[best])
+        for row in summary:
+            row |= paired(np.concatenate(found[row["name"]]), reference, np.tile(strata, seeds), seed)
+    else:
+        for row in summary:
+            row |= {"over_best": None, "over_best_ci": None}
+    return Evaluation(control.scenario.name, split, seed, firsts, rows, summary, best, lines, clairvoyant.notes)

@@ -1,13 +1,9 @@
-"""What people read: the table on a terminal, and rows in a file."""
+"""What people read on a terminal."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from clone_rl.files import replacing
 
 _COLUMNS = (
     ("controller", "name", 1.0, "{}"),
@@ -19,34 +15,53 @@ _COLUMNS = (
     ("depth", "mean_depth", 1.0, "{:.2f}"),
     ("TTFT p50", "ttft_p50_s", 1e3, "{:.1f} ms"),
     ("TPOT p50", "tpot_p50_s", 1e3, "{:.3f} ms"),
-    ("within limits", "within_limits", 1.0, "{}"),
+    ("regret", "regret", 100.0, "{:.1f} %"),
+    ("within constraints", "within_constraints", 1.0, "{}"),
 )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of summary rows, with the 95 % interval of the energy."""
-    cells = [[title for title, *_ in _COLUMNS]]
+def _cell(row: Mapping[str, Any], key: str, factor: float, form: str) -> str:
+    value = row[key]
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = form.format(value if isinstance(value, str) else value * factor)
+    if key == "energy_per_token_j":
+        low, high = row[f"{key}_ci"]
+        text += f" [{low * factor:.3f}, {high * factor:.3f}]"
+    return text
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of summary rows, with the 95 % interval of the energy; what was measured for no row is left out."""
+    columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
+    cells = [[title for title, *_ in columns]]
+    cells += [[_cell(row, *column[1:]) for column in columns] for row in rows]
+    return _markdown(cells)
+
+
+def live_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of what a replay predicted and what the model in the loop gave."""
+    cells = [["controller", "uJ/token: replay", "live", "ratio", "differs: replay", "live", "points", "late: replay", "live"]]
     for row in rows:
-        line = []
-        for _, key, factor, form in _COLUMNS:
-            value = row[key]
-            if isinstance(value, bool):
-                value = "yes" if value else "no"
-            text = form.format(value if isinstance(value, str) else value * factor)
-            if key == "energy_per_token_j":
-                low, high = row[f"{key}_ci"]
-                text += f" [{low * factor:.3f}, {high * factor:.3f}]"
-            line.append(text)
-        cells.append(line)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+        before = row["replay"]
+        cells.append(
+            [
+                row["name"],
+                *(f"{one['energy_per_token_j'] * 1e6:.3f}" for one in (before, row)),
+                f"{row['energy_ratio']:.4f}",
+                *(f"{one['disagreement']:.2%}" for one in (before, row)),
+                f"{row['disagreement_points']:+.2f}",
+                *(f"{one['miss_rate']:.2%}" for one in (before, row)),
+            ]
+        )
+    return _markdown(cells)
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A table, its first line the titles."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(lines)
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one CSV line per row; the file appears complete or not at all."""
-    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from clone_rl.errors import BadValueError
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+BOOTSTRAP = 2000
+"""Samples behind every interval."""
 
 
 def wilson(hits: float, trials: float) -> tuple[float, float]:
@@ -52,3 +56,28 @@ def ratio_interval(
     ratios = numerator[samples].sum(1) / denominator[samples].sum(1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
+
+
+class Clusters:
+    """Sums of requests by document: draws of one document are not independent, so documents are what is resampled.
+
+    Args:
+        documents: (R,) document of each request.
+        strata: (R,) request type, which the bootstrap keeps in proportion, where each has two documents or more.
+        seed: Of the bootstrap.
+    """
+
+    def __init__(self, documents: NDArray[np.int64], strata: NDArray[np.int64], seed: int) -> None:
+        _, first, self._which = np.unique(documents, return_index=True, return_inverse=True)
+        groups = np.asarray(strata)[first]
+        if np.unique(groups, return_counts=True)[1].min() < 2:
+            groups = np.zeros_like(groups)  # a type with one document has no spread of its own
+        self._samples = resamples(groups, BOOTSTRAP, seed)
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """(D,) sums of (R,) values."""
+        return np.bincount(self._which, np.asarray(values, np.float64)).astype(np.float64)
+
+    def interval(self, top: NDArray[Any], bottom: NDArray[Any]) -> list[float]:
+        """95 % interval of the ratio of the sums of (R,) values."""
+        return list(ratio_interval(self.sums(top), self.sums(bottom), self._samples))

@@ -24,6 +24,7 @@ SAYS = {
     "pretrain": ["minutes", "Tokens in the vocabulary", ".jsonl", "model folder to create", "last layer"],
     "probe": ["tokens to run", ".jsonl", "provenance"],
     "trace show": ["PNG"],
+    "study granularity": ["100ns or 5ms", "training split", "Decisions to train PPO", "on its own chip"],
 }
 
 

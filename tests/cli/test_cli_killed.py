@@ -34,7 +34,7 @@ def test_a_run_that_was_killed_again_and_again_is_the_run_that_was_not(trace_fol
     seed = time.time_ns()
     print("kills at random moments of seed", seed)
     rng = random.Random(seed)
-    while kills < 3:
+    while kills < 2:
         if folder.exists() and not (folder / "config.json").exists():
             shutil.rmtree(folder)  # killed in the moment between making the folder and writing what it is for
         arguments = ("--resume", "runs/parts") if folder.exists() else (*SMALL, "--traces", trace_folder, "--name", "parts")
@@ -62,7 +62,7 @@ def test_ctrl_c_at_any_moment_of_a_run_prints_no_traceback(trace_folder, here):
     seed = time.time_ns()
     print("interrupts at random moments of seed", seed)
     rng = random.Random(seed)
-    for number in range(3):
+    for number in range(2):
         process = start(here, *SMALL, "--traces", trace_folder, "--name", f"run-{number}")
         while not (here / "runs" / f"run-{number}" / "config.json").exists():
             assert process.poll() is None

@@ -19,13 +19,13 @@ def loose(trace_folder):
 def test_who_is_within_limits_is_judged_by_the_scenarios(control, loose):
     strict, lenient = (evaluate(each, [SLOW]).summary[0] for each in (control, loose))
     assert strict["miss_rate"] == lenient["miss_rate"] > control.scenario.limits.miss
-    assert not strict["within_limits"]
-    assert lenient["within_limits"]
+    assert not strict["within_constraints"]
+    assert lenient["within_constraints"]
 
 
 def test_limits_that_are_given_go_before_the_scenarios(control, loose):
-    assert evaluate(control, [SLOW], limits=Limits(**LOOSE)).summary[0]["within_limits"]
-    assert not evaluate(loose, [SLOW], limits=Limits()).summary[0]["within_limits"]
+    assert evaluate(control, [SLOW], limits=Limits(**LOOSE)).summary[0]["within_constraints"]
+    assert not evaluate(loose, [SLOW], limits=Limits()).summary[0]["within_constraints"]
 
 
 def test_pacing_is_tuned_to_the_scenarios_limits(control, loose):

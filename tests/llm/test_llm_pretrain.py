@@ -67,7 +67,7 @@ def run(text, tmp_path_factory):
 def released(run, text, tmp_path_factory):
     """The model folder of the run, and its card."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    return folder, release(run[0], text, folder, "clone-rl pretrain ...", tokens=4000)
+    return folder, release(run[0], text, folder, "clone-rl pretrain ...", tokens=2000)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_a_released_model_is_continued_and_tells_of_both_stages(released, text, 
     assert (recipe.learning_rate, recipe.distil, recipe.exit_weight) == (3e-4, 1.0, 1.0)
     report = pretrain(text, tmp_path / "more.training", recipe, init=str(released[0]))
     assert report["steps"] == 6
-    card = release(tmp_path / "more.training", text, tmp_path / "more", "clone-rl pretrain --init ...", tokens=4000)
+    card = release(tmp_path / "more.training", text, tmp_path / "more", "clone-rl pretrain --init ...", tokens=2000)
     assert [stage["steps"] for stage in card["stages"]] == [released[1]["stages"][0]["steps"], 6]
     before, after = (load_model(str(folder)) for folder in (released[0], tmp_path / "more"))
     assert before.sha256 != after.sha256
@@ -176,7 +176,7 @@ def test_a_run_of_any_size_is_continued_from_its_own_folder(run, text, tmp_path)
     for name in ("second.training", "third.training"):
         pretrain(text, tmp_path / name, recipe, init=base)
         base = str(tmp_path / name)
-    card = release(Path(base), text, tmp_path / "third", "clone-rl pretrain ...", tokens=4000)
+    card = release(Path(base), text, tmp_path / "third", "clone-rl pretrain ...", tokens=2000)
     assert [stage["steps"] for stage in card["stages"][1:]] == [2, 2]
     assert load_model(str(tmp_path / "third")).shape.layers == TINY.layers
     with pytest.raises(BadFileError, match="already holds"):
@@ -194,7 +194,7 @@ def test_a_model_of_another_family_is_tuned_for_exits(text, tmp_path, family):
     recipe = recipe_from({"steps": 5, "batch": 2, "context": 24, "warmup": 2}, continued=True)
     before = torch.cat([p.flatten() for p in load_model(str(folder), "fp32").model.parameters()])
     pretrain(text, tmp_path / "out.training", recipe, init=str(folder))
-    release(tmp_path / "out.training", text, tmp_path / "out", "...", tokens=4000)
+    release(tmp_path / "out.training", text, tmp_path / "out", "...", tokens=2000)
     lm = load_model(str(tmp_path / "out"))
     assert lm.need_probe().exits == lm.shape.layers - 1
     assert type(lm.model).__name__ == type(load_model(str(folder)).model).__name__

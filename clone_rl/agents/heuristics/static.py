@@ -89,9 +89,11 @@ class StaticBaseline(Baseline):
         return {"point": control.points - 1, "depth": fixed_depth(control.traces, "train", limits)}
 
     def make(self, control: Control, settings: Mapping[str, Any]) -> Static:
-        """From point and depth."""
-        point = settings["point"]
-        return Static(control.points, control.traces.layers, point, point, settings["depth"], self.name)
+        """From point and depth, or from what ``Static.describe`` says."""
+        own = dict(settings)
+        if "point" in own:
+            own["prefill"] = own["decode"] = own.pop("point")
+        return Static(control.points, control.traces.layers, name=self.name, **own)
 
 
 class StaticPhaseBaseline(StaticBaseline):
@@ -111,7 +113,3 @@ class StaticPhaseBaseline(StaticBaseline):
         found = super().start(control, limits, seed)
         point = found.pop("point")
         return {"prefill": point, "decode": point, **found}
-
-    def make(self, control: Control, settings: Mapping[str, Any]) -> Static:
-        """From points and depth."""
-        return Static(control.points, control.traces.layers, name=self.name, **settings)

@@ -1,0 +1,103 @@
+"""Learning curves of a training run: what TensorBoard's event files hold, and their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.errors import BadFileError, MissingExtraError
+from clone_rl.evaluation.theme import Theme
+
+PANELS = (
+    ("energy_per_token_j", "energy per token (uJ)", 1e6, ""),
+    ("miss_rate", "late tokens (%)", 100.0, "max_miss"),
+    ("disagreement", "differs from full depth (%)", 100.0, "max_disagree"),
+    ("dnll", "dNLL (nats per token)", 1.0, "max_dnll"),
+    ("mean_depth", "mean depth (layers)", 1.0, ""),
+    ("", "multipliers of the limits", 1.0, ""),
+)
+"""Scalar below ``control/`` and ``best/``, label, factor, limit of the configuration."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scalars of a run.
+
+    Attributes:
+        scalars: By tag: (N,) decisions and (N,) values.
+    """
+
+    scalars: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
+
+
+def event_folder(run: Path) -> Path | None:
+    """Where a run folder keeps its event files; None where there are none."""
+    found = sorted(run.glob("**/events.out.tfevents.*"))
+    return found[0].parent if found else None
+
+
+def read_curves(folder: Path) -> Curves:
+    """Read event files; what a killed run wrote and a resumed one wrote again counts once.
+
+    Raises:
+        MissingExtraError: TensorBoard is not installed.
+        BadFileError: The files hold no scalars, or cannot be read.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtraError("learning curves need TensorBoard", "pip install 'clone-rl[train]'") from None
+    try:
+        events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        found = {}
+        for tag in events.Tags()["scalars"]:
+            points = {event.step: event.value for event in events.Scalars(tag)}
+            steps = sorted(points)
+            found[tag] = (np.array(steps), np.array([points[step] for step in steps], np.float64))
+    except Exception as error:  # whatever a damaged file does to its reader
+        raise BadFileError(f"cannot read the event files in {folder}: {error!r}", "remove what is damaged") from None
+    if not found:
+        raise BadFileError(f"the event files in {folder} hold no scalars", "let the training come to its first update")
+    return Curves(found)
+
+
+def draw_curves(figure: Any, theme: Theme, curves: Curves, limits: Mapping[str, float]) -> None:
+    """Six panels over decisions trained: figures with their limits, and the multipliers.
+
+    Args:
+        figure: Empty.
+        theme: Colours.
+        curves: What to draw.
+        limits: ``max_miss``, ``max_disagree`` and ``max_dnll``, where they are known.
+    """
+    panels = figure.subplots(2, 3, sharex=True)
+    for axes, (name, label, factor, limit) in zip(panels.flat, PANELS, strict=True):
+        tags = {f"control/{name}": "training requests", f"best/{name}": "best policy so far"}
+        if not name:
+            tags = {tag: tag.split("/")[-1] for tag in sorted(curves.scalars) if tag.startswith("multiplier/")}
+        for number, (tag, title) in enumerate(tags.items()):
+            if tag in curves.scalars:
+                steps, values = curves.scalars[tag]
+                # Every point is shown where there are few.
+                marker = "." if len(steps) < 40 else ""
+                axes.plot(
+                    steps / 1e6, values * factor, color=theme.series[number % len(theme.series)], label=title, marker=marker,
+                    linewidth=1.3,
+                )  # fmt: skip
+        if limit in limits:
+            axes.axhline(limits[limit] * factor, color=theme.bad, linewidth=1, linestyle="--", label="limit")
+        axes.set_ylabel(label)
+        axes.grid(color=theme.faint, linewidth=0.5)
+        axes.set_axisbelow(True)
+        if not name and axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("layer decisions trained (millions)")
+    named = {label: line for axes in panels.flat[:2] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -1,0 +1,110 @@
+"""The protocol with a source of tokens in the loop. Here it tells what a trace set holds: then live is replay, bit for bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clone_rl.agents.controller import RuleController
+from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.agents.rollout import run_requests
+from clone_rl.envs.control import load_control
+from clone_rl.envs.trace import PER_TOKEN, blank_trace
+from clone_rl.errors import BadValueError
+from clone_rl.evaluation.live import LiveRunner, beside_replay
+from clone_rl.evaluation.protocol import evaluate
+from clone_rl.evaluation.rows import Origin
+
+FAST, PACE = Fixed("performance", 7), Pace(8, 0.9, 0.3)
+
+
+class Recorded:
+    """A ``TokenSource`` that plays a trace set back; ``flaw`` is added to what leaving costs in agreement."""
+
+    kv = "propagate"
+
+    def __init__(self, traces, flaw=0.0):
+        self.traces, self.layers, self.probe_dots, self.flaw = traces, traces.layers, traces.probe_dots, flaw
+        self.ended = False
+        self.asked = []
+
+    def __len__(self):
+        return len(self.traces.split)
+
+    def start(self, document, seed):
+        self.asked.append((document, seed))
+        rows = slice(*self.traces.offset[document : document + 2])
+        self.left, self.ended = rows.stop - rows.start, False
+        trace = blank_trace(self.layers, int(self.traces.prompt_tokens[document]), self.left)
+        columns = {name: np.array(getattr(self.traces, name)[rows], np.float32) for name in PER_TOKEN}
+        columns["agree"] = columns["agree"] * (1 - self.flaw)
+        trace.card["expected_tokens"] = float(self.traces.mean_tokens()[self.traces.kind[document]])
+        return dataclasses.replace(trace, **columns)
+
+    def _emit(self):
+        self.left -= 1
+        self.ended = self.left == 0
+
+    def run(self, layer):
+        if layer == self.layers - 1:
+            self._emit()
+
+    def leave(self, _depth):
+        self._emit()
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def test_control(trace_folder):
+    return load_control("layer", traces=trace_folder, split="test")
+
+
+def runner_of(traces, **options):
+    source, ticks = Recorded(traces, **options), []
+    return LiveRunner(source, {d: d for d in range(len(traces.split))}, lambda: ticks.append(1)), ticks
+
+
+def test_a_source_that_tells_what_was_recorded_gives_the_figures_of_the_replay(test_control):
+    runner, ticks = runner_of(test_control.traces)
+    documents = test_control.traces.documents("test")[::2]
+    for controller in (FAST, PACE):
+        live = runner(test_control, controller, "test", documents, 17)
+        replayed = run_requests(test_control, controller, "test", documents, 17)
+        for name in live.dtype.names:
+            assert live[name].tolist() == replayed[name].tolist(), name
+    assert len(ticks) == 2 * len(documents)
+    assert runner.source.asked[: len(documents)] == [(int(d), 17 + i) for i, d in enumerate(documents)]
+
+
+def test_live_rows_say_so_and_keep_what_answered(test_control):
+    runner, _ = runner_of(test_control.traces)
+    found = evaluate(test_control, [PACE], "test", requests=2, run=runner, origin=Origin(live={"model": "mine"}))
+    assert {(row["mode"], row["live"]["model"]) for row in found.requests} == {("live", "mine")}
+    assert found.rows == evaluate(test_control, [PACE], "test", requests=2).rows
+
+
+def test_what_differs_from_the_replay_is_shown_beside_it(test_control):
+    runner, _ = runner_of(test_control.traces, flaw=0.25)
+    live, replayed = (evaluate(test_control, [FAST, PACE], "test", requests=4, **how).summary for how in ({"run": runner}, {}))
+    fast, pace = beside_replay(live, replayed)
+    assert (fast["energy_ratio"], fast["disagreement_points"], fast["miss_points"]) == (1.0, 0.0, 0.0)
+    assert pace["energy_ratio"] == pytest.approx(1.0)
+    assert pace["replay"]["disagreement"] == replayed[1]["disagreement"]
+    assert pace["disagreement_points"] == pytest.approx(100 * (live[1]["disagreement"] - replayed[1]["disagreement"]))
+    assert pace["disagreement_points"] > 5
+
+
+def test_what_cannot_run_live_is_refused(test_control, trace_folder):
+    runner, _ = runner_of(test_control.traces)
+    documents = test_control.traces.documents("test")[:1]
+
+    class PerToken(RuleController):
+        name, kind, macs, probes = "tokens", "token", 0, False
+
+    with pytest.raises(BadValueError, match="decides per token"):
+        runner(test_control, PerToken(), "test", documents, 0)
+    exact = load_control("layer", traces=trace_folder, split="test", kv="exact")
+    with pytest.raises(BadValueError, match="kv 'propagate'"):
+        runner(exact, FAST, "test", documents, 0)
