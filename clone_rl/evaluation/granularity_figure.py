@@ -105,11 +105,13 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], roles: Sequence[Any]) -
     axes.set_xlabel("time of a change of operating point")
     axes.set_ylabel(f"energy per token ({unit})")
     axes.grid(alpha=0.25)
+    axes.margins(y=0.1)
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda name: ends[name][1])
     places = spread(np.array([(ends[name][1] - low) / (high - low) for name in ordered]), 0.055)
     for name, place in zip(ordered, places, strict=True):
+        colour, beside = _STYLES[name][0], (at[-1] + 0.25, low + (0.03 + 0.92 * place) * (high - low))
         axes.annotate(
-            name, ends[name], xytext=(at[-1] + 0.25, low + place * (high - low)), fontsize=9, color=_STYLES[name][0],
-            va="center", arrowprops={"arrowstyle": "-", "color": _STYLES[name][0], "linewidth": 0.6, "shrinkB": 3},
+            name, ends[name], xytext=beside, fontsize=9, color=colour, va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkB": 3},
         )  # fmt: skip

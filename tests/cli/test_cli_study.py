@@ -36,7 +36,7 @@ def test_rows_a_table_and_a_picture_lie_in_the_run_folder(study, here):
 
 def test_people_get_a_line_for_each_cell(study):
     done = study(*SMALL, "--switching", "0s")
-    head, row, files = done.out.splitlines()
+    head, *_, row, files = done.out.splitlines()
     assert {"chip", "switch", "heuristic", "regret", "oracle"} <= set(head.split())
     assert row.split()[:2] == ["asic28-sram", "token"]
     assert "runs/study/results.json" in files
