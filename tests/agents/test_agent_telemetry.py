@@ -23,7 +23,7 @@ SCALARS = {
         for name in ("energy_per_token_j", "miss_rate", "disagreement", "dnll")
     ),
     *("explore/mean_depth", "control/mean_depth", "explore/mean_point", "explore/mean_voltage_v", "explore/mean_frequency_hz"),
-    *("multiplier/late", "multiplier/disagree", "multiplier/dnll"),
+    *("multiplier/miss", "multiplier/disagree", "multiplier/dnll"),
     *("reward/energy", "reward/late", "reward/disagree", "reward/kl"),
     *("time/decisions_per_s", "best/energy_per_token_j", "best/excess", "train/value_loss", "rollout/ep_rew_mean"),
 }
@@ -47,7 +47,7 @@ def test_the_scalars_that_people_need_are_there_at_every_update(run):
         if tag.startswith(("explore", "multiplier", "reward", "time")):
             assert [event.step for event in values] == list(range(1024, 6145, 1024))
     assert [event.value for event in events.Scalars("time/decisions_per_s")] > [0.0]
-    assert events.Scalars("multiplier/late")[-1].value != events.Scalars("multiplier/late")[0].value
+    assert events.Scalars("multiplier/miss")[-1].value != events.Scalars("multiplier/miss")[0].value
     voltages = training.env.control.emulator.points["voltage_v"]
     assert all(voltages[0] <= event.value <= voltages[-1] for event in events.Scalars("explore/mean_voltage_v"))
 

@@ -10,7 +10,7 @@ import pytest
 import clone_rl.hw_emulator
 from clone_rl.cli.main import main
 from clone_rl.cli.text import aligned, plain, quantity
-from clone_rl.evaluation.chip_figure import _spread
+from clone_rl.evaluation.chip_figure import spread
 from clone_rl.hw_emulator import Emulator, Workload, chip_names, load_chip, shape_names
 from clone_rl.hw_emulator.emulator import TERMS
 from clone_rl.hw_emulator.report import describe, knee, request_costs
@@ -252,10 +252,10 @@ def test_scale_draws_a_picture(run_cli, here):
 
 
 def test_labels_of_close_points_are_spread():
-    spread = _spread([0.1, 0.11, 0.12, 0.98, 1.0], 0.05)
-    assert all(b - a >= 0.05 - 1e-12 for a, b in pairwise(spread))
-    assert spread[0] == 0.1
-    assert spread[-1] == 1.0
+    places = spread([0.1, 0.11, 0.12, 0.98, 1.0], 0.05)
+    assert all(b - a >= 0.05 - 1e-12 for a, b in pairwise(places))
+    assert places[0] == 0.1
+    assert places[-1] == 1.0
 
 
 @pytest.mark.parametrize(
