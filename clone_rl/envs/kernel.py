@@ -179,18 +179,25 @@ def _charged(s: Any, rate: Any, price: Any) -> Any:
     return _stretched(s, rate, price.latency_s, price.energy_j, price.heat_j)
 
 
-@inlined
-def _elapse(s: Any, world: World, seconds: float) -> None:
-    """Move the clock and let the interference evolve slot by slot."""
-    s.clock_s += seconds
+@compiled
+def _next_slots(s: Any, slot_s: float) -> None:
+    """Let the interference evolve, slot by slot; rare, and apart, so that the common path stays short."""
     while s.clock_s >= s.slot_end_s:
         s.slot += 1
-        s.slot_end_s = (s.slot + 1) * world.rules[0].slot_s
+        s.slot_end_s = (s.slot + 1) * slot_s
         draw = uniform(s.seed, s.episode, INTERFERENCE, s.slot)
         if s.busy:
             s.busy = 0 if draw < s.to_idle else 1
         else:
             s.busy = 1 if draw < s.to_busy else 0
+
+
+@inlined
+def _elapse(s: Any, world: World, seconds: float) -> None:
+    """Move the clock, and the interference with it."""
+    s.clock_s += seconds
+    if s.clock_s >= s.slot_end_s:
+        _next_slots(s, world.rules[0].slot_s)
 
 
 @inlined

@@ -108,6 +108,14 @@ def step_row(s: Any, missing: Any, pending: Any, world: World, action: Any, amou
 
 
 @compiled
+def _tell(s: Any, reference_j: float, observation: Any, last_observation: Any, figures: Any, kpis: Any) -> None:
+    write_figures(s, reference_j, figures)
+    write_kpis(s, reference_j, kpis)
+    for j in range(len(observation)):
+        last_observation[j] = observation[j]
+
+
+@compiled
 def _step_all(
     state: Any, missing: Any, pending: Any, world: World, actions: Any, limit: int, autoreset: bool,
     observation: Any, reward: Any, ends: Any, amounts: Any,
@@ -128,12 +136,8 @@ def _step_all(
         observe(s, missing[i], world, observation[i])
         ends[0, i], ends[1, i], ends[2, i] = terminated, truncated, (terminated or truncated) and not over
         if ends[2, i]:
-            reference_j = world.prices.reference_j[s.variant]
             ended[count] = i
-            write_figures(s, reference_j, figures[count])
-            write_kpis(s, reference_j, kpis[count])
-            for j in range(observation.shape[1]):
-                last_observation[count, j] = observation[i, j]
+            _tell(s, world.prices.reference_j[s.variant], observation[i], last_observation[count], figures[count], kpis[count])
             count += 1
             if autoreset:
                 begin(s, missing[i], pending[i], world, s.seed, s.episode + 1, -1, observation[i])
