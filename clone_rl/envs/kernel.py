@@ -4,8 +4,8 @@ State is one record per row and randomness is counter-based. Order of one decisi
 the probe are charged, then either the layer runs (after a switch, if the point changed) or the token exits. The head runs at
 the point of the last layer. A hot die throttles: points above what its temperature allows are lowered. A request that
 finishes before its last deadline idles until then, so that racing and crawling are compared over the same time; the chip
-then wakes for the next request. Temperature, and leakage with it, is that of a step's beginning (of a layer's, in token
-control): the die's time constant is a thousand steps long.
+then wakes for the next request. Temperature, and leakage with it, is that of a token's beginning (of a layer's, in prefill):
+the die's time constant is a thousand tokens long.
 
 What becomes of the keys and values of the layers that an exit skips is the scenario's choice. ``propagate`` fills them from
 the exit state at once, at the current point. ``exact`` owes them: a layer that runs next computes the tokens it lacks beside
@@ -123,6 +123,7 @@ def reset(s: Any, missing: Any, world: World, seed: int, episode: int, document:
     chip = prices.chip[s.variant]
     s.die_c = s.package_c = chip.ambient_c
     s.growth = leakage_growth(chip, s.die_c)
+    s.heat_j = s.heated_s = 0.0
     s.clock_s, s.slot, s.slot_end_s = chip.wake_s, 0, rules.slot_s
     share = s.to_busy / (s.to_busy + s.to_idle)
     s.busy = 1 if uniform(seed, episode, INTERFERENCE, 0) < share else 0
@@ -201,13 +202,14 @@ def _elapse(s: Any, world: World, seconds: float) -> None:
 
 
 @inlined
-def _warm(s: Any, world: World, seconds: float, heat_j: float) -> None:
-    """Let heat reach the die, spread over the time in which it arose."""
-    if seconds > 0.0:
+def _warm(s: Any, world: World) -> None:
+    """Let the heat that arose reach the die, spread over the time in which it did."""
+    if s.heated_s > 0.0:
         chip = world.prices.chip[s.variant]
         before_c = s.die_c
-        s.die_c, s.package_c = warm(chip, before_c, s.package_c, heat_j / seconds, seconds)
+        s.die_c, s.package_c = warm(chip, before_c, s.package_c, s.heat_j / s.heated_s, s.heated_s)
         s.growth *= leakage_ratio(chip, s.die_c - before_c)
+    s.heat_j = s.heated_s = 0.0
 
 
 @inlined
@@ -321,7 +323,8 @@ def _emit(s: Any, world: World, depth: int) -> Any:
             idle_j = idle_s * idle_power(chip, s.die_c) + chip.wake_j
             s.idle_j = idle_j
             _elapse(s, world, idle_s)
-            _warm(s, world, idle_s, idle_s * idle_heat(chip, s.die_c) + chip.wake_j)
+            s.heat_j, s.heated_s = idle_s * idle_heat(chip, s.die_c) + chip.wake_j, idle_s
+            _warm(s, world)
     return late, disagree, nats, kl, idle_j
 
 
@@ -434,7 +437,10 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any) -> Any:
         joules += head_j
         heat_j += head_heat_j
     _elapse(s, world, seconds)
-    _warm(s, world, before_s + seconds, heat_j)
+    s.heat_j += heat_j
+    s.heated_s += before_s + seconds
+    if emits or s.token == 0:
+        _warm(s, world)
     late = disagree = nats = kl = tokens = 0.0
     if emits:
         tokens = 1.0

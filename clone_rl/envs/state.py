@@ -15,6 +15,8 @@ STATE = np.dtype(
         ("die_c", "f8"),
         ("package_c", "f8"),
         ("growth", "f8"),  # of leakage at the die's temperature
+        ("heat_j", "f8"),  # what has yet to reach the die, and the time in which it arose
+        ("heated_s", "f8"),
         ("clock_s", "f8"),
         ("slot_end_s", "f8"),  # when the co-runner may change next
         ("due_s", "f8"),  # when the next token is due

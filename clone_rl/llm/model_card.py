@@ -44,7 +44,8 @@ def _exits(quality: dict[str, Any]) -> str:
                 str(row["layer"]),
                 f"{row['agreement']:.3f}",
                 *(f"{kind['layers'][index]['agreement']:.3f}" for kind in kinds.values()),
-                *(f"{row[name]:.3f}" for name in ("kl", "dnll", "auc", "ece")),
+                # An exit that always agrees, or never does, has no AUC.
+                *("-" if row[name] is None else f"{row[name]:.3f}" for name in ("kl", "dnll", "auc", "ece")),
             ]
         )
     return _table(head, rows)

@@ -110,7 +110,7 @@ def elsewhere(s):
 
 
 def pass_time(s, seconds, heat):
-    """The clock runs on; what has warmed the die counts from the next step on, or layer in token control."""
+    """The clock runs on; what has warmed the die counts from the next token on, or from the next layer in prefill."""
     s.clock += seconds
     s.spent += seconds
     s.heat += heat
@@ -232,7 +232,8 @@ def run_layer(s, point):
         finish_token(s, s.layer, seconds, heat)
         return
     pass_time(s, seconds, heat)
-    settle(s)
+    if s.token == 0:
+        settle(s)
     if s.token > 0 and s.control.scenario.probe:
         signal = traces.signal[s.first + s.token]
         s.agree_before = float(signal[0, 0]) if s.layer == 1 else s.agree
