@@ -89,3 +89,9 @@ class StoppedError(CloneRLError):
     """Stopped by the user, with what is left and how to go on."""
 
     kind = "interrupted"
+
+
+class DeviceError(CloneRLError):
+    """Hardware that is missing, may not be used, or refuses what it was told."""
+
+    kind = "device"

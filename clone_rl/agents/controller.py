@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,18 @@ class Decision:
 
     operating_point: int
     exit: bool = False
+
+
+class LayerCost(NamedTuple):
+    """What a decision and the step that it chose took, as a host measured it or an emulator says.
+
+    Attributes:
+        latency_s: Seconds from the decision to the next layer boundary.
+        energy_j: Joules.
+    """
+
+    latency_s: float
+    energy_j: float = 0.0
 
 
 class Controller(Protocol):

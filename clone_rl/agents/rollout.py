@@ -12,6 +12,8 @@ from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.shield import Guards
+from clone_rl.envs.shield_tables import Shield
 from clone_rl.errors import BadValueError
 
 
@@ -27,7 +29,13 @@ def charged_for(control: Control, controller: Controller, split: str) -> Control
 
 
 def run_requests(
-    control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
+    control: Control,
+    controller: Controller,
+    split: str,
+    documents: NDArray[np.int64],
+    seed: int,
+    shield: bool = False,
+    shield_exits: bool = False,
 ) -> NDArray[np.void]:
     """Figures of each request, in the order of ``documents``.
 
@@ -37,21 +45,30 @@ def run_requests(
         split: Which split the documents belong to.
         documents: (R,) documents of the trace set; each is one request with its own service level and interference.
         seed: Key of the draws; request i has seed + i.
+        shield: Overrule what may cost a deadline, see ``clone_rl.envs.shield``; an action that is none counts as the top point
+            for the rest of its request.
+        shield_exits: With ``shield``: exit where a token would be late in any case.
 
     Returns:
         (R,) records of ``clone_rl.envs.figures.FIGURES``.
 
     Raises:
-        BadValueError: The controller's actions do not fit the chip.
+        BadValueError: The controller's actions do not fit the chip, or it decides per token under a shield.
     """
     own = charged_for(control, controller, split)
+    guard = Shield.of(own, shield_exits) if shield else None
     if isinstance(controller, RuleController):
-        return PolicyRunner(own, controller).run(documents, seed)
+        return PolicyRunner(own, controller, guard).run(documents, seed)
     rows = Rows(own.world, len(documents), len(own.heads))
     observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
+    guards = Guards.of(len(documents))
     for _ in range(longest):
-        out = rows.step(own.check(controller.act(observation), len(documents)))
+        actions = controller.act(observation)
+        if guard:
+            actions = np.array(actions, np.int64).reshape(len(documents), 1)
+            guards.guard(guard, rows, actions)
+        out = rows.step(own.check(actions, len(documents)))
         observation = out.observation
         if out.terminated.all():
             return rows.figures()

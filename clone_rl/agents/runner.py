@@ -14,6 +14,8 @@ from clone_rl.envs.figures import FIGURES, write_figures
 from clone_rl.envs.kernel import World
 from clone_rl.envs.observation import observe
 from clone_rl.envs.rows import Rows, begin, step_row
+from clone_rl.envs.shield import Guards, guarded
+from clone_rl.envs.shield_tables import Shield
 from clone_rl.envs.state import AMOUNTS
 from clone_rl.errors import BadValueError
 
@@ -21,7 +23,7 @@ from clone_rl.errors import BadValueError
 @Loop
 def _run(
     rule: Any, memory: Any, state: Any, missing: Any, pending: Any, world: World, heads: Any, documents: Any, seed: int,
-    observation: Any, action: Any, amounts: Any, figures: Any,
+    observation: Any, action: Any, amounts: Any, figures: Any, shield: Any, failed: Any, overruled: Any,
 ) -> int:  # fmt: skip
     s = state[0]
     for i in range(len(documents)):
@@ -30,9 +32,16 @@ def _run(
             memory[j] = 0.0
         while s.done == 0:
             decide(rule, observation, memory, action)
+            bad = False
             for head in range(len(action)):
-                if action[head] < 0 or action[head] >= heads[head]:
-                    return i
+                bad = bad or action[head] < 0 or action[head] >= heads[head]
+            if shield is not None:
+                failed[i] = failed[i] or bad
+                proposed = heads[0] - 2 if failed[i] else action[0]
+                action[0] = guarded(shield, s, missing[0], proposed)
+                overruled[i] += action[0] != proposed
+            elif bad:
+                return i
             step_row(s, missing[0], pending[0], world, action, amounts)
             observe(s, missing[0], world, observation)
         write_figures(s, world.prices.reference_j[s.variant], figures[i])
@@ -45,6 +54,10 @@ class PolicyRunner:
     Args:
         control: The scenario with the controller's own overheads and action space, see ``rollout.charged_for``.
         controller: A policy or a baseline.
+        shield: What overrules it; None lets it do as it likes.
+
+    Attributes:
+        guards: What the shield did in the last run.
 
     >>> from clone_rl.agents.heuristics import Fixed
     >>> from clone_rl.envs.control import load_control
@@ -54,8 +67,9 @@ class PolicyRunner:
     True
     """
 
-    def __init__(self, control: Control, controller: RuleController) -> None:
-        self.control, self.controller = control, controller
+    def __init__(self, control: Control, controller: RuleController, shield: Shield | None = None) -> None:
+        self.control, self.controller, self.shield = control, controller, shield
+        self.guards = Guards.of(0)
         self._rows = Rows(control.world, 1, len(control.heads))
 
     def run(self, documents: NDArray[np.int64], seed: int) -> NDArray[np.void]:
@@ -69,14 +83,15 @@ class PolicyRunner:
             (R,) records of ``clone_rl.envs.figures.FIGURES``.
 
         Raises:
-            BadValueError: An action of the controller is not of the space.
+            BadValueError: An action of the controller is not of the space, and there is no shield.
         """
         rows, controller, heads = self._rows, self.controller, self.control.heads
         figures, action = np.zeros(len(documents), FIGURES), np.zeros(len(heads), np.int64)
         observation, amounts = np.zeros(rows.width, np.float32), np.zeros(len(AMOUNTS))
+        self.guards = Guards.of(len(documents))
         bad = _run(
             controller.rule, controller.memory(1)[0], rows.state, rows.missing, rows.pending, rows.world, heads,
-            documents, seed, observation, action, amounts, figures,
+            documents, seed, observation, action, amounts, figures, self.shield, *self.guards,
         )  # fmt: skip
         if bad >= 0:
             raise BadValueError(
