@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 # Numba's cache does not notice a change in a function that another file calls: key it by all compiled sources.
-_COMPILED = ("envs/*.py", "hw_emulator/*.py", "agents/heuristics/*.py", "agents/policy.py")
+_COMPILED = ("envs/*.py", "hw_emulator/*.py", "agents/heuristics/*.py", "agents/policy.py", "agents/lut.py")
 _SOURCES = sorted(path for part in _COMPILED for path in (Path(__file__).parent.parent / "clone_rl").glob(part))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES))
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"clone-rl-numba-{_STAMP.hexdigest()[:16]}"))
