@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli.bench_env import bench_env
 from clone_rl.cli.bench_llm import bench_llm
+from clone_rl.cli.bench_runtime import bench_runtime
 from clone_rl.cli.options import add_command
 from clone_rl.cli.text import aligned
 from clone_rl.cli.timing import check_seconds, machine, per_cpu_second
@@ -94,7 +95,7 @@ class PeerError(CloneRLError):
 
 def add(commands: Any) -> None:
     """The parsers of ``clone-rl bench``."""
-    text = "Measure speed: emulator, env, llm."
+    text = "Measure speed: emulator, env, llm, runtime."
     benches = commands.add_parser("bench", help=text, description=text)
     subjects = benches.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     emulator = add_command(
@@ -122,6 +123,13 @@ def add(commands: Any) -> None:
         bench_llm,
     )
     llm.add_argument("--seconds", type=float, default=5.0, help="CPU seconds for each family (default: 5.0)")
+    runtime = add_command(
+        subjects,
+        "runtime",
+        "Time of a decision beside Stable-Baselines3's predict, and tokens per CPU second of generate with a controller.",
+        bench_runtime,
+    )
+    runtime.add_argument("--seconds", type=float, default=10.0, help="seconds for each comparison (default: 10.0)")
 
 
 def _product(k: int, n: int) -> Emulator:

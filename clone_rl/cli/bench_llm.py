@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from clone_rl.cli.text import aligned
-from clone_rl.cli.timing import check_seconds, interleaved, machine
+from clone_rl.cli.timing import check_seconds, interleaved, machine, one_thread
 
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2", "embedded")
 """Small models with random weights, and the one that ships."""
@@ -46,19 +45,6 @@ def small_model(family: str) -> Any:
     sizes = _SIZES if family != "gpt2" else {names.get(k, k): v for k, v in _SIZES.items() if k not in grouped}
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(makers[family](**sizes)).eval()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more to synchronising threads than they gain, and CPU time would count the waiting."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _ratio(times: list[float], base: list[float]) -> float:
@@ -122,7 +108,7 @@ def measure_llm(seconds: float, families: tuple[str, ...] = FAMILIES) -> dict[st
 
     ratios: dict[str, dict[str, float]] = {name: {} for name in BARS}
     values: dict[str, dict[str, Any]] = {}
-    with _one_thread():
+    with one_thread():
         for family in families:
             jobs = decoding_jobs(load_model() if family == "embedded" else small_model(family))
             same = jobs["generate"]().tolist() == jobs["stepper"]().tolist()

@@ -68,9 +68,11 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     session, runtime = commands.live_session(options, str(folder))
     runtime.begin(options.prompt)
     with Bar(total=options.max_new_tokens, desc="generate", unit="token") as progress:
-        answer = session.generate(
-            options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=lambda _: progress.update()
-        )
+
+        def count(_token: int) -> None:
+            progress.update()
+
+        answer = session.generate(options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=count)
     summary = answer.summary()
     commands.draw(folder / "response.png", answer, session)
     session.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ def check_seconds(seconds: float, longest: float) -> None:
     """
     if not 0 < seconds <= longest:
         raise BadValueError(f"seconds is {seconds}", f"more than 0, at most {longest:g}")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Models this small lose more to synchronising threads than they gain, and CPU time would count the waiting."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def machine() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,22 @@ from clone_rl.envs.prices import price_list
 from clone_rl.envs.randomness import REQUEST, uniform
 from clone_rl.envs.reward import Cost, Reward
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.single import ControlEnv, Step
 from clone_rl.envs.source import TokenSource
 from clone_rl.envs.state import AMOUNTS
-from clone_rl.envs.trace import TraceSet, blank_trace, scaled_signals
+from clone_rl.envs.trace import TraceSet, blank_trace
 from clone_rl.envs.world import build_emulators, build_world
-from clone_rl.errors import BadValueError
+from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator.emulator import Emulator
 from clone_rl.hw_emulator.ledger import Ledger
 from clone_rl.hw_emulator.workload import Workload
 
 _CONTEXT = 256
 """Tokens that the first price tables hold."""
+
+_SLOTS = 10_000_000
+"""Slots of the co-runner that a request may span; the kernel walks them one by one, a tenth of a second for so many."""
 
 _EPISODES_APART = 1_000_003
 """Between the seeds of what a source draws in one episode and in the next; odd, as generators take 32 bits of a seed."""
@@ -61,6 +65,30 @@ class LiveControl:
         return Control("layer", self.scenario, trace, self.emulator, self.emulators, world)
 
 
+def scaled_signal(chance: float, kl: float) -> tuple[float, float]:
+    """``trace.scaled_signals`` of one boundary, without the detour of arrays."""
+    chance = min(max(chance, 1e-6), 1.0 - 1e-6)
+    shown = math.log(chance / (1.0 - chance)) / 6.0, math.log10(max(kl, 1e-6)) / 3.0 + 1.0
+    return min(max(shown[0], -1.0), 1.0), min(max(shown[1], -1.0), 1.0)
+
+
+def service_level(scenario: Scenario, slo: ServiceLevel | str) -> ServiceLevel:
+    """A service level as it is, or one of a scenario's classes by name.
+
+    Raises:
+        UnknownNameError: The scenario has no class of this name.
+        BadValueError: Neither a name nor a service level.
+    """
+    if isinstance(slo, ServiceLevel):
+        return slo
+    if not isinstance(slo, str):
+        raise BadValueError(f"service level {slo!r}", "the name of a class, or ServiceLevel(name, ttft_s, tpot_s)")
+    classes = {level.name: level for level in scenario.slo}
+    if slo not in classes:
+        raise UnknownNameError("service level", slo, classes)
+    return classes[slo]
+
+
 class LiveRequest:
     """One request in flight; the same kernel, observations and charges as on a trace.
 
@@ -69,38 +97,114 @@ class LiveRequest:
         source: Where the tokens come from.
         document: Which of its prompts.
         seed, episode: Key of the service level and the interference, and of what the source draws.
+        slo: A service level whose targets hold as they are, or the name of one of the scenario's classes; None draws one of
+            them and the slack on its targets.
+        waited_s: How long the request has waited already. Its clock starts there, and so TTFT and due times count it; no
+            energy is charged for it.
 
     Attributes:
+        slo: The service level; its targets are those in force, slack included.
+        waited_s: As given.
+        prompt_tokens: Length of the prompt.
         control: What is stepped.
         rows: The state, of one row.
         observation: What the controller sees now.
-        ledger: What ran, as shapes.
+        done: Whether the response has ended.
         reward: Of the last step.
         amounts: (7,) of the last step, see ``state.AMOUNTS``.
         points: For each token, the operating point of each layer that ran, -1 elsewhere; (longest response, layers).
         emitted_s, due_s: For each token, when it left and when it was due.
+
+    Raises:
+        BadValueError: A negative or endless wait, or targets beyond what the co-runner's slots are followed for.
+        UnknownNameError: The scenario has no such service level.
     """
 
-    def __init__(self, live: LiveControl, source: TokenSource, document: int = 0, seed: int = 0, episode: int = 0) -> None:
+    def __init__(
+        self,
+        live: LiveControl,
+        source: TokenSource,
+        document: int = 0,
+        seed: int = 0,
+        episode: int = 0,
+        slo: ServiceLevel | str | None = None,
+        waited_s: float = 0.0,
+    ) -> None:
+        level = None if slo is None else service_level(live.scenario, slo)
         trace = source.start(document, seed + episode * _EPISODES_APART)
         self.source, self.control = source, live.of(trace)
         self._trace, self._world = trace, self.control.world
         self._rules, self.rows = self._world.rules[0], Rows(self._world, 1)
+        self._delays, self._probes, self._decides = (bool(self._rules[name]) for name in ("delay", "probe", "policy"))
+        self._extras = [name for name in ("hidden", "margin", "entropy") if len(getattr(self._world, name))]
         self.layers, self.exit_action = trace.layers, self.control.points
-        self.observation: NDArray[np.float32] = self.rows.reset(np.array([seed]), np.array([episode]), np.array([0]))[0]
+        keys = np.array([seed]), np.array([episode]), np.array([0])
+        self.observation: NDArray[np.float32] = self.rows.reset(*keys)[0]
         self._state = self.rows.state[0]
         self._state["document"] = document  # the trace holds this one alone
-        self.ledger = Ledger(self.layers, live.scenario.kv)
-        self.ledger.start(int(trace.prompt_tokens[0]))
+        self.waited_s = self._checked(waited_s, level)
+        if level is not None:
+            self._promise(level, live.scenario)
+        if waited_s:
+            self._wait(waited_s)
+        if level is not None or waited_s:
+            self.observation = self.rows.reset(*keys, chosen=np.array([False]))[0]  # starts nothing anew, only observes
+        state = self._state
+        name = live.scenario.slo[state["slo"]].name if level is None else level.name
+        self.slo = ServiceLevel(name, float(state["ttft_s"]), float(state["tpot_s"]))
+        self.prompt_tokens = int(trace.prompt_tokens[0])
+        self.done = False
+        self._kv, self._log = live.scenario.kv, list[tuple[int, int, int, bool]]()
         self.points = np.full((int(trace.offset[-1]), self.layers), -1)
         self.emitted_s: list[float] = []
         self.due_s: list[float] = []
         self.reward, self.amounts = 0.0, np.zeros(len(AMOUNTS))
 
+    def _checked(self, waited_s: float, level: ServiceLevel | None) -> float:
+        """The wait, if the kernel can follow the co-runner for so long."""
+        if isinstance(waited_s, bool) or not isinstance(waited_s, int | float) or not 0 <= waited_s < math.inf:
+            raise BadValueError(f"waited_s is {waited_s!r}", "a finite number of seconds, 0 or more")
+        longest_s = _SLOTS * float(self._rules["slot_s"])
+        due_s = 0.0 if level is None else level.ttft_s + self._trace.offset[-1] * level.tpot_s
+        if max(waited_s, due_s) > longest_s:
+            what = f"a wait of {waited_s:g} s" if waited_s > longest_s else f"a last token that is due after {due_s:g} s"
+            raise BadValueError(what, f"at most {longest_s:g} s in this scenario")
+        return float(waited_s)
+
+    def _promise(self, level: ServiceLevel, scenario: Scenario) -> None:
+        """Put these targets in the place of those that were drawn."""
+        state, rules = self._state, self._rules
+        state["slo"] = scenario.slo.index(level) if level in scenario.slo else -1
+        state["ttft_s"], state["tpot_s"], state["due_s"] = level.ttft_s, level.tpot_s, level.ttft_s
+        state["ttft_shown"] = min(1.0, level.ttft_s / rules["max_ttft_s"])
+        state["tpot_shown"] = min(1.0, level.tpot_s / rules["max_tpot_s"])
+
+    def _wait(self, seconds: float) -> None:
+        """Start the clock late; the co-runner is met in the slot of that time, busy or not as it was drawn."""
+        state, slot_s = self._state, float(self._rules["slot_s"])
+        state["clock_s"] += seconds
+        state["slot"] = int(seconds / slot_s)
+        state["slot_end_s"] = (int(seconds / slot_s) + 1) * slot_s
+
     @property
-    def done(self) -> bool:
-        """Whether the response has ended."""
-        return bool(self._state["done"])
+    def ledger(self) -> Ledger:
+        """What ran so far, as shapes; made anew each time, from the steps that were taken."""
+        ledger = Ledger(self.layers, self._kv)
+        ledger.start(self.prompt_tokens)
+        for step, (layer, point, now, leaves) in enumerate(self._log):
+            if self._probes and layer > 0 and step >= self.layers:  # after the prompt, which runs at full depth
+                ledger.probe(point)
+            if self._decides:
+                ledger.policy(point)
+            if now != point:
+                ledger.switch(point, now)
+            if leaves:
+                ledger.leave(layer, now)
+            else:
+                ledger.layer(layer, now)
+            if leaves or layer == self.layers - 1:
+                ledger.head(now)
+        return ledger
 
     @property
     def may_exit(self) -> bool:
@@ -109,7 +213,7 @@ class LiveRequest:
 
     @property
     def clock_s(self) -> float:
-        """Seconds since the request's start."""
+        """Seconds since the request was made."""
         return float(self._state["clock_s"])
 
     @property
@@ -121,44 +225,37 @@ class LiveRequest:
         """Totals, see ``clone_rl.envs.figures.FIGURES``."""
         return as_dict(self.rows.figures()[0])
 
-    def _take_in(self, token: int) -> None:
-        """What the source has just written about a token, where the kernel reads it."""
+    def _take_in(self, token: int, layer: int, leaves: bool) -> None:
+        """What the source has just written about a boundary or an exit, where the kernel reads it."""
         trace, world = self._trace, self._world
-        world.seen[token] = scaled_signals(trace.signal[token])
-        world.outcome[token] = np.stack([1.0 - trace.agree[token], trace.dnll[token], trace.kl[token]], 1)
-        for name in ("hidden", "margin", "entropy"):
-            if len(column := getattr(world, name)):
-                column[token] = getattr(trace, name)[token]
+        if leaves:
+            at = token, layer - 1
+            world.outcome[at] = 1.0 - trace.agree[at], trace.dnll[at], trace.kl[at]
+        elif self._probes and token > 0 and layer < self.layers - 1:
+            world.seen[token, layer] = scaled_signal(*trace.signal[token, layer].tolist())
+        for name in self._extras:
+            getattr(world, name)[token] = getattr(trace, name)[token]
 
     def step(self, action: int) -> None:
         """Take one decision: let the source run the layer or emit the token, then let the kernel account for it."""
-        state, ledger = self._state, self.ledger
+        state = self._state
         token, layer, point, due_s = int(state["token"]), int(state["layer"]), int(state["point"]), float(state["due_s"])
-        reads = may_exit(state)
-        taken = int(state["pending"]) if self._rules["delay"] else action
+        reads = token > 0 and layer > 0  # as ``kernel.may_exit``
+        taken = int(state["pending"]) if self._delays else action
         leaves = taken == self.exit_action and reads
         if leaves:
             self.source.leave(layer)
         else:
             self.source.run(layer)
-        self._take_in(token)
+        self._take_in(token, layer, leaves)
         if self.source.ended:
             state["tokens"] = token + 1
-        self.observation, self.reward, _, self.amounts = self.rows.step_one(action)
+        self.observation, self.reward, self.done, self.amounts = self.rows.step_one(action)
         now = int(state["point"])
-        if self._rules["probe"] and reads:
-            ledger.probe(point)
-        if self._rules["policy"]:
-            ledger.policy(point)
-        if now != point:
-            ledger.switch(point, now)
-        if leaves:
-            ledger.leave(layer, now)
-        else:
-            ledger.layer(layer, now)
+        self._log.append((layer, point, now, leaves))
+        if not leaves:
             self.points[token, layer] = now
-        if int(state["token"]) > token:
-            ledger.head(now)
+        if leaves or layer == self.layers - 1:
             self.due_s.append(due_s)
             self.emitted_s.append(float(state["last_s"]))
 

@@ -22,8 +22,10 @@ from clone_rl.files import replacing
 UNITS = 32
 """Hidden units per exit."""
 
+KL_FROM, KL_TO = -14.0, 4.0
+"""Of the logarithm of KL, nats: what a probe may say, far beyond what is seen."""
+
 _STEPS, _EPOCHS = (200, 2000), 24  # bounds, and passes over the tokens between them: more would learn them by heart
-_KL_FROM, _KL_TO = -14.0, 4.0  # of the logarithm, nats: what a probe may say, far beyond what is seen
 _ROWS = 2048
 _BISECTIONS = 40
 _RATE = 0.01
@@ -36,7 +38,7 @@ def normalised(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _signals(raw: torch.Tensor) -> torch.Tensor:
-    return torch.stack((raw[..., 0].sigmoid(), raw[..., 1].clamp(_KL_FROM, _KL_TO).exp()), -1)
+    return torch.stack((raw[..., 0].sigmoid(), raw[..., 1].clamp(KL_FROM, KL_TO).exp()), -1)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def fit_probe(
     for _ in range(steps):
         rows = torch.randint(tokens, (min(_ROWS, tokens),), generator=generator)
         raw = _forward(tensors, hidden[:, rows])
-        log_mean = raw[..., 1].clamp(_KL_FROM, _KL_TO)
+        log_mean = raw[..., 1].clamp(KL_FROM, KL_TO)
         loss = F.binary_cross_entropy_with_logits(raw[..., 0], agree[:, rows])
         loss = loss + (kl[:, rows] * (-log_mean).exp() + log_mean).mean()
         optimiser.zero_grad()
@@ -236,10 +238,10 @@ def calibrated(probe: Probe, hidden: torch.Tensor, agree: torch.Tensor, kl: torc
 
 def _log_factor(log_kl: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """Logarithm of the factor per row that gives what is said of KL this mean, within the limits of what may be said."""
-    low, high = torch.full_like(mean, _KL_FROM - _KL_TO), torch.full_like(mean, _KL_TO - _KL_FROM)
+    low, high = torch.full_like(mean, KL_FROM - KL_TO), torch.full_like(mean, KL_TO - KL_FROM)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        over = (log_kl + middle[:, None]).clamp(_KL_FROM, _KL_TO).exp().mean(1) > mean
+        over = (log_kl + middle[:, None]).clamp(KL_FROM, KL_TO).exp().mean(1) > mean
         low, high = torch.where(over, low, middle), torch.where(over, middle, high)
     return (low + high) / 2
 

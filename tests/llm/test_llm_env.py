@@ -151,7 +151,7 @@ def test_a_request_is_that_of_a_session_under_the_same_decisions(lm):
             action = int(self.rng.integers(self.top + 2))
             return Decision(self.top, exit=True) if action > self.top else Decision(action)
 
-        def observe(self, latency_s, energy_j):
+        def observe(self, cost):
             pass
 
     env = make(max_new_tokens=20, temperature=0.5, top_k=10).unwrapped

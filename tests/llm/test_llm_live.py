@@ -8,15 +8,17 @@ import torch
 
 from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.envs.figures import as_dict
+from clone_rl.envs.live import scaled_signal
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Interference, Scenario
-from clone_rl.envs.trace import blank_trace
+from clone_rl.envs.scenario import Interference, Scenario, ServiceLevel
+from clone_rl.envs.trace import blank_trace, scaled_signals
 from clone_rl.envs.world import build_prices, build_world
-from clone_rl.errors import BadValueError
+from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.exits import exit_statistics
 from clone_rl.llm.live import LiveSession
+from clone_rl.llm.probe_reader import ProbeReader
 from clone_rl.llm.sampling import Sampling
 from clone_rl.llm.tokenizer import END_ID
 from clone_rl.runtime import Decision, RuntimeController
@@ -49,8 +51,8 @@ class Scripted:
         self.actions.append(action)
         return Decision(self.top, exit=True) if action > self.top else Decision(action)
 
-    def observe(self, latency_s, energy_j):
-        self.told.append((latency_s, energy_j))
+    def observe(self, cost):
+        self.told.append((cost.latency_s, cost.energy_j))
 
 
 class Script:
@@ -296,10 +298,184 @@ def test_one_class_of_requests_is_one_target(lm):
     assert answer.due_s[2] - answer.due_s[1] == pytest.approx(scenario.slo[-1].tpot_s)
 
 
+LEVEL = ServiceLevel("mine", 0.02, 0.0007)
+
+
+def test_a_service_level_of_a_request_holds_as_it_is(session, layers):
+    controller = Scripted(lambda *_: 7, layers)
+    answer = session.generate(PROMPT, controller, 4, GREEDY, slo=LEVEL)
+    assert answer.slo == "mine"
+    assert np.allclose(answer.due_s, LEVEL.ttft_s + LEVEL.tpot_s * np.arange(4))
+    longest = {name: max(getattr(c, name) for c in session.scenario.slo) * 2.0 for name in ("ttft_s", "tpot_s")}
+    for name, shown in (("ttft_s", "ttft"), ("tpot_s", "tpot")):
+        assert controller.seen[0][OBSERVATION.index(shown)] == pytest.approx(getattr(LEVEL, name) / longest[name])
+    assert controller.seen[0][OBSERVATION.index("slack")] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_class_of_the_scenario_can_be_asked_for_by_name(session):
+    for level in session.scenario.slo:
+        answer = session.generate(PROMPT, performance(), 2, GREEDY, slo=level.name)
+        assert answer.slo == level.name
+        assert answer.due_s == pytest.approx([level.ttft_s, level.ttft_s + level.tpot_s])
+        assert answer.figures["slo"] == session.scenario.slo.index(level)
+
+
+def test_loose_and_tight_targets_stay_within_the_bounds_of_what_is_seen(session, layers):
+    for level in (ServiceLevel("loose", 900.0, 90.0), ServiceLevel("tight", 1e-12, 1e-300)):
+        controller = Scripted(lambda *_: 7, layers)
+        answer = session.generate(PROMPT, controller, 3, GREEDY, slo=level)
+        seen = np.array(controller.seen)
+        assert np.isfinite(seen).all()
+        assert (np.abs(seen) <= 1).all()
+        assert answer.figures["late"] == (3 if level.name == "tight" else 0)
+
+
+def test_a_wait_counts_in_the_clock_and_not_in_the_energy(lm, layers):
+    live = LiveSession(lm, Scenario.load("default", interference=Interference(1.0)))
+    at_once, later = (Scripted(lambda *_: 7, layers) for _ in range(2))
+    first = live.generate(PROMPT, at_once, 4, GREEDY, slo=LEVEL)
+    waited = live.generate(PROMPT, later, 4, GREEDY, slo=LEVEL, waited_s=0.015)
+    assert waited.token_ids == first.token_ids
+    assert waited.due_s == first.due_s
+    assert waited.emitted_s == pytest.approx([0.015 + t for t in first.emitted_s])
+    assert waited.figures["ttft_s"] == pytest.approx(first.figures["ttft_s"] + 0.015)
+    assert waited.figures["tpot_s"] == pytest.approx(first.figures["tpot_s"])
+    ran = [f["energy_j"] - f["idle_j"] for f in (first.figures, waited.figures)]
+    assert ran[1] == pytest.approx(ran[0])
+    slack = OBSERVATION.index("slack")
+    assert later.seen[0][slack] == pytest.approx(at_once.seen[0][slack] - 0.015 / (2 * LEVEL.ttft_s))
+    summary = waited.summary()
+    assert summary["waited_s"] == 0.015
+    assert summary["avg_power_w"] == pytest.approx(waited.figures["energy_j"] / (waited.figures["time_s"] - 0.015))
+    live.close()
+
+
+def test_a_wait_beyond_the_deadline_is_a_miss(session):
+    answer = session.generate(PROMPT, performance(), 1, GREEDY, slo=LEVEL, waited_s=0.021)
+    assert answer.figures["late"] == 1
+    assert answer.figures["idle_j"] == 0
+
+
+def test_a_request_that_waited_meets_the_co_runner_of_its_own_time(lm):
+    live = LiveSession(lm, Scenario.load("default", interference=Interference(3.0, 1e-3, 5e-3, 5e-3)))
+    tpot_s = {live.generate(PROMPT, performance(), 3, GREEDY, slo=LEVEL, waited_s=w).figures["tpot_s"] for w in (0, 0.5, 7.0)}
+    live.close()
+    assert len(tpot_s) > 1
+
+
+@pytest.mark.parametrize("waited_s", [-1.0, float("nan"), float("inf"), 1e12, True, "1"])
+def test_waits_that_are_none_are_refused(session, waited_s):
+    with pytest.raises(BadValueError, match="wait"):
+        session.generate(PROMPT, performance(), 2, waited_s=waited_s)
+
+
+def test_service_levels_that_are_none_are_refused(session):
+    with pytest.raises(UnknownNameError, match=r"service level 'chatbt'.*chatbot"):
+        session.generate(PROMPT, performance(), 2, slo="chatbt")
+    with pytest.raises(BadValueError, match="service level 5"):
+        session.generate(PROMPT, performance(), 2, slo=5)
+    for ttft_s, tpot_s in ((1e300, 1e-3), (1e-3, 1e9)):
+        with pytest.raises(BadValueError, match="due after"):
+            session.generate(PROMPT, performance(), 2, slo=ServiceLevel("absurd", ttft_s, tpot_s))
+    assert session.generate(PROMPT, performance(), 2, GREEDY).token_ids
+
+
+def test_a_prompt_may_be_tokens(session, lm):
+    ids = lm.encode(PROMPT)
+    asked, given = session.generate(PROMPT, performance(), 5, GREEDY), session.generate(ids, performance(), 5, GREEDY)
+    assert given.token_ids == asked.token_ids
+    assert given.prompt == asked.prompt
+    assert given.figures == asked.figures
+    assert session.generate(np.array(ids), performance(), 1, GREEDY).token_ids == asked.token_ids[:1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [([], "empty"), ([5, 10**6], "token 1000000"), ([-1], "token -1"), ([5] * 600, "600 tokens"), (5, "int")],
+)
+def test_tokens_that_are_no_prompt_are_refused(session, prompt, named):
+    with pytest.raises(BadValueError, match=named):
+        session.generate(prompt, performance(), 2)
+
+
+def test_a_listener_may_end_the_response(session, layers):
+    expected = session.generate(PROMPT, performance(), 6, GREEDY)
+    seen = []
+
+    def third(token):
+        seen.append(token)
+        return len(seen) == 3
+
+    answer = session.generate(PROMPT, performance(), 6, GREEDY, on_token=third)
+    assert answer.token_ids == seen == expected.token_ids[:3]
+    assert answer.figures["tokens"] == 3
+    assert answer.points.shape == (3, layers)
+
+
+def test_without_a_reference_only_the_quality_is_unknown(session, layers):
+    known = session.generate(PROMPT, exits_at(4, layers), 8, GREEDY)
+    other = session.generate(PROMPT, exits_at(4, layers), 8, GREEDY, reference=False)
+    assert other.token_ids == known.token_ids
+    quality = ("agreement", "dnll")
+    assert {k: v for k, v in other.summary().items() if k not in quality} == {
+        k: v for k, v in known.summary().items() if k not in quality
+    }
+    assert all(known.summary()[name] is not None and other.summary()[name] is None for name in quality)
+    full = session.generate(PROMPT, performance(), 8, GREEDY, reference=False).summary()
+    assert (full["agreement"], full["dnll"]) == (1, 0)
+
+
+def test_a_model_without_a_probe_serves_who_reads_none(lm, layers):
+    bare = replace(lm, probe=None)
+    with pytest.raises(BadValueError, match="no exit probe"):
+        LiveSession(bare, Scenario.load("default"))
+    live = LiveSession(bare, Scenario.load("default", probe=False))
+    answer = live.generate(PROMPT, exits_at(4, layers), 6, GREEDY)
+    live.close()
+    assert answer.figures["probe_j"] == 0
+    assert answer.figures["depth"] < 6 * layers
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_listener_that_fails_leaves_the_session_usable(session, error):
+    expected = session.generate(PROMPT, performance(), 6, GREEDY)
+
+    def fail(token):
+        if token == expected.token_ids[2]:
+            raise error("gone")
+
+    with pytest.raises(error, match="gone"):
+        session.generate(PROMPT, performance(), 6, GREEDY, on_token=fail)
+    again = session.generate(PROMPT, performance(), 6, GREEDY)
+    assert again.token_ids == expected.token_ids
+    assert again.figures == expected.figures
+
+
 def test_the_model_is_only_touched_while_a_layer_runs(session, lm):
     before = [dict(layer.__dict__) for layer in lm.model.model.layers]
     session.generate(PROMPT, performance(), 3, GREEDY)
     assert [dict(layer.__dict__) for layer in lm.model.model.layers] == before
+
+
+def test_signals_are_shown_as_a_trace_set_shows_them():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.random(500), 10 ** rng.uniform(-8, 2, 500)], -1).astype(np.float32)
+    drawn[:4] = [[0, 0], [1, 1], [1, 1e-9], [0.5, 50]]
+    shown = np.array([scaled_signal(*row) for row in drawn.tolist()], np.float32)
+    assert np.allclose(shown, scaled_signals(drawn), atol=1e-7)
+
+
+def test_reading_the_probe_of_one_state_is_reading_it(lm):
+    hidden = torch.randn(20, lm.shape.hidden_size, generator=torch.Generator().manual_seed(0)) * 3
+    read = ProbeReader(lm.probe)
+    for depth in range(1, lm.shape.layers):
+        for state in hidden:
+            assert read(state, depth) == pytest.approx(lm.probe.signals(state, depth).tolist(), rel=1e-4)
+    exact = lm.probe.signals(hidden[0].bfloat16(), 3).tolist()
+    assert read(hidden[0].bfloat16(), 3) == pytest.approx(exact, rel=1e-4)
+    assert read(torch.zeros(lm.shape.hidden_size), 1) == pytest.approx(
+        lm.probe.signals(torch.zeros(lm.shape.hidden_size), 1).tolist(), rel=1e-4
+    )
 
 
 def steady_chip(folder):

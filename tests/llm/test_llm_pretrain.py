@@ -118,7 +118,7 @@ def test_a_released_model_loads_and_generates(released, run):
         def decide(self, observation):
             return Decision(7, exit=bool(observation[1] > 0.4))
 
-        def observe(self, latency_s, energy_j):
+        def observe(self, cost):
             pass
 
     answer = live.generate("The fox", Early(), 5, Sampling(0.0))

@@ -1,0 +1,338 @@
+"""A controller inside ``transformers``' own ``generate``: ``model.generate(**inputs, custom_generate=controller)``.
+
+``generate`` prepares everything as always (inputs, logits processors, stopping criteria) and then hands over the decoding:
+the model runs layer by layer with a decision at every boundary, and an emulated chip, loaded with this model, keeps the
+account of time and energy.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from clone_rl.agents.controller import Controller
+from clone_rl.agents.heuristics import Fixed
+from clone_rl.agents.lut import LutPolicy, load_policy
+from clone_rl.agents.policy import Policy, is_policy_path, policy_names
+from clone_rl.agents.rollout import charged_scenario
+from clone_rl.envs.live import LiveControl, LiveRequest, service_level
+from clone_rl.envs.scenario import Scenario, ServiceLevel
+from clone_rl.envs.state import ENERGY_TERMS
+from clone_rl.envs.trace import TraceSet
+from clone_rl.envs.world import build_emulators
+from clone_rl.errors import BadValueError, PolicyFileError, UnknownNameError
+from clone_rl.hw_emulator.workload import Workload
+from clone_rl.llm.live import drive, summarised
+from clone_rl.llm.probe import Probe
+from clone_rl.llm.source import SteppedSource
+from clone_rl.llm.stepper import Stepper
+from clone_rl.runtime.controller import RuntimeController
+from clone_rl.runtime.host_model import HostModel
+from clone_rl.runtime.refusals import check_request
+from clone_rl.runtime.shield import emulated_shield
+
+_FIXED = ("performance", "powersave")
+"""Baselines that need no tuning."""
+
+SHIELDED = 4096
+"""Longest prompt, and longest response, that a shield is made for."""
+
+
+@dataclass
+class ControlledOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+    """What ``generate`` returns under control with ``return_dict_in_generate=True``.
+
+    Attributes:
+        report: As ``ControlledDecoding.report``; the other fields are those of ``GenerateDecoderOnlyOutput``.
+    """
+
+    report: dict[str, Any] | None = None
+
+
+class ControlledDecoding:
+    """A decoding method of ``transformers`` with a controller in its loop and an emulated chip that keeps the account.
+
+    One request at a time: calls from several threads take turns.
+
+    Args:
+        controller: Who decides, per layer.
+        host: The model.
+        scenario: Chip, service levels and rules; the controller's own overheads are charged.
+        slo: Service level of requests that name none; None draws one of the scenario's classes for each.
+        seed: Of the draws of requests (service level, interference): the n-th has seed + n.
+        measure: Compare every exit with full depth, for the agreement and dNLL of the report. That costs the time that exits
+            save, and is not charged.
+        shield: Overrule decisions that may cost a deadline, see ``clone_rl.envs.shield``; of prompts and responses up to the
+            model's context, or ``SHIELDED`` tokens where that is longer.
+
+    Attributes:
+        runtime: The controller.
+        scenario, emulator: The twin.
+        request: The last one, with ``points`` and ``ledger``; None before the first.
+        requests: How many there were.
+
+    Raises:
+        BadValueError: The controller reads an exit probe and the model has none, or it decides per token.
+        CloneRLError: The model does not fit the chip, or a name is wrong.
+
+    >>> import torch
+    >>> from clone_rl.llm import load_model
+    >>> lm = load_model("default")
+    >>> controller = ControlledDecoding.load("default", lm)
+    >>> prompt = torch.tensor([lm.encode("Question: what is 7 plus 5?")])
+    >>> answer = lm.model.generate(prompt, custom_generate=controller, max_new_tokens=8, do_sample=False)
+    >>> report = controller.report()
+    >>> report["tokens"] == answer.shape[1] - prompt.shape[1], report["energy_per_token_j"] > 0
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        host: HostModel,
+        scenario: Scenario,
+        slo: ServiceLevel | str | None = None,
+        seed: int = 0,
+        measure: bool = False,
+        shield: bool = False,
+    ) -> None:
+        probe = host.probe if controller.probes else None
+        if controller.probes and probe is None:
+            raise BadValueError(
+                f"controller {controller.name!r} reads an exit probe and {host.name} has none",
+                "fit one with: clone-rl probe --model FOLDER --text FOLDER; or take one that reads none: 'performance'",
+            )
+        self.scenario = charged_scenario(scenario, controller)
+        self._slo = None if slo is None else service_level(self.scenario, slo)
+        self._stepper = host.stepper
+        self._stepper.check_strategy(self.scenario.kv)
+        self.emulator = build_emulators(self.scenario, host.shape, *[probe.dots] if probe else [])[0]
+        points = len(self.emulator.points)
+        if isinstance(controller, Policy | LutPolicy) and controller.kind == "layer" and controller.heads[0] != points + 1:
+            raise PolicyFileError(
+                f"policy {controller.name!r} was made for {controller.heads[0] - 1} operating points and "
+                f"{self.emulator.chip.name} has {points}",
+                "train one for this chip",
+            )
+        longest = min(self._stepper.anatomy.context, SHIELDED)
+        guard = emulated_shield(self.scenario, self.emulator, longest, longest) if shield else None
+        self.runtime = RuntimeController(controller, points, shield=guard)
+        self.request: LiveRequest | None = None
+        self.requests = 0
+        self._live = LiveControl(self.scenario, self.emulator)
+        self._probe, self._seed, self._measure = probe, seed, measure
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Controller,
+        model: Any,
+        *,
+        scenario: str | Scenario | None = None,
+        probe: Probe | Path | str | bool | None = None,
+        workload: Workload | None = None,
+        precision: str = "",
+        strict: bool = True,
+        slo: ServiceLevel | str | None = None,
+        seed: int = 0,
+        measure: bool = False,
+        shield: bool = False,
+    ) -> ControlledDecoding:
+        """A controller by name, attached to a model.
+
+        Args:
+            name: A shipped policy, a policy file or run folder, ``performance`` or ``powersave``; or a controller.
+            model, probe, workload, precision: See ``HostModel.of``.
+            scenario: Chip, service levels and rules; None takes the one that the policy was trained on.
+            strict: Refuse a policy that was trained on another scenario or model. Its decisions are about fractions of depth
+                and time, so it can be tried on others.
+            slo, seed, measure, shield: See the class.
+
+        Raises:
+            UnknownNameError: Nothing has this name.
+            PolicyFileError: The policy is damaged, or made for another number of operating points.
+            BadValueError: ``strict``, and the policy was trained on another scenario or model.
+            CloneRLError: As the class and ``HostModel.of``.
+        """
+        card: Mapping[str, Any] = {}
+        if isinstance(name, str) and name not in _FIXED:
+            name = _policy(name)
+        if isinstance(name, Policy | LutPolicy):
+            card = name.card
+        if scenario is None:
+            scenario = _trained_on(card)
+        chosen = Scenario.load(scenario)
+        host = HostModel.of(model, probe, workload, precision)
+        if strict:
+            _check_origin(str(getattr(name, "name", name)), card, chosen, host)
+        if isinstance(name, str):
+            name = Fixed(name, 0 if name == "powersave" else len(chosen.load_chip().operating_points) - 1)
+        return cls(name, host, chosen, slo, seed, measure, shield)
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        slo: ServiceLevel | str | None = None,
+        waited_s: float = 0.0,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | ControlledOutput:
+        """Decode one response; ``generate`` calls this, and takes ``slo`` and ``waited_s`` as arguments of its own.
+
+        Args:
+            model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs: As ``generate`` passes
+                them to what ``custom_generate`` names.
+            streamer: Gets each token. ``generate`` keeps it to itself, so it is looked up there where none is given.
+            slo: Service level of this request; None takes the controller's.
+            waited_s: How long it has waited already; see ``clone_rl.envs.live.LiveRequest``.
+
+        Raises:
+            BadValueError: Something that cannot be served: another model, more than one sequence, padding, beams, and so on.
+            UnknownNameError: The scenario has no such service level.
+        """
+        streamer = streamer if streamer is not None else _argument_of_generate("streamer")
+        try:
+            if model is not self._stepper.model:
+                raise BadValueError(f"the controller is attached to another {type(model).__name__}", "load one for this model")
+            asked = {**model_kwargs, "assistant_model": _argument_of_generate("assistant_model")}
+            check_request(self._stepper.anatomy, input_ids, generation_config, asked)
+            choice = _Choice(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+            with self._lock:
+                cache = self._decode(choice, slo or self._slo, waited_s)
+                report = self.report()
+        finally:
+            if streamer is not None:
+                streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return choice.ids
+        return ControlledOutput(
+            sequences=choice.ids, scores=choice.scores, logits=choice.logits, past_key_values=cache, report=report
+        )
+
+    def _decode(self, choice: _Choice, slo: ServiceLevel | str | None, waited_s: float) -> Any:
+        """Answer a request; gives the cache that it leaves."""
+        scenario = self.scenario
+        source = _GenerateSource(self._stepper, self._probe, scenario.kv, self._measure, bool(scenario.signals), choice)
+        seed, self.requests = self._seed + self.requests, self.requests + 1
+        self.request = request = LiveRequest(self._live, source, seed=seed, slo=slo, waited_s=waited_s)
+        self._asked = self.runtime.begin(str(self.requests), request.slo, request.prompt_tokens, choice.longest, waited_s)
+        try:
+            drive(request, self._asked)
+        finally:
+            self._stepper.detach()
+        return source.cache
+
+    def report(self) -> dict[str, Any]:
+        """What the last request took on the emulated chip: the figures of ``clone_rl.llm.live.summarised``, and more.
+
+        Also ``prompt_tokens``, ``energy_terms_j`` (the parts of ``energy_j``), the ``targets`` in force, and ``controller``
+        (what ``RuntimeRequest.report`` counts).
+
+        Raises:
+            BadValueError: There was none.
+        """
+        if self.request is None:
+            raise BadValueError("no request yet", "call generate first")
+        request, figures = self.request, self.request.figures()
+        return {
+            **summarised(figures, request.slo.name, request.waited_s),
+            "targets": {"ttft_s": request.slo.ttft_s, "tpot_s": request.slo.tpot_s},
+            "prompt_tokens": request.prompt_tokens,
+            "energy_terms_j": {name.removesuffix("_j"): figures[name] for name in ENERGY_TERMS},
+            "controller": self._asked.report(),
+        }
+
+
+class _Choice:
+    """How ``generate`` chooses tokens: its processors, its sampling, its stopping criteria, its streamer.
+
+    Attributes:
+        ids: (1, tokens) prompt and response so far.
+        scores, logits: Of each token, where the configuration asks for them.
+    """
+
+    def __init__(self, ids: torch.Tensor, processors: Any, criteria: Any, config: Any, streamer: Any) -> None:
+        self.ids, self.longest = ids, int(config.max_length - ids.shape[1])
+        self._processors, self._criteria, self._streamer = processors, criteria, streamer
+        self._samples = bool(config.do_sample)
+        wanted = bool(config.return_dict_in_generate)
+        self.scores: tuple[torch.Tensor, ...] | None = () if wanted and config.output_scores else None
+        self.logits: tuple[torch.Tensor, ...] | None = () if wanted and config.output_logits else None
+
+    def pick(self, logits: torch.Tensor) -> tuple[int, bool]:
+        """The next token from logits (vocabulary,), and whether it is the last."""
+        raw = logits[None].to(self.ids.device, copy=True)
+        scores = self._processors(self.ids, raw)
+        if self.scores is not None:
+            self.scores += (scores,)
+        if self.logits is not None:
+            self.logits += (raw,)
+        token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self._samples else scores.argmax(-1)
+        self.ids = torch.cat([self.ids, token[:, None]], 1)
+        if self._streamer is not None:
+            self._streamer.put(token.cpu())
+        return int(token), bool(self._criteria(self.ids, self.scores).all())
+
+
+class _GenerateSource(SteppedSource):
+    """A model that answers as ``generate`` would have it."""
+
+    def __init__(self, stepper: Stepper, probe: Probe | None, kv: str, reference: bool, extras: bool, choice: _Choice) -> None:
+        super().__init__(stepper, probe, kv, reference, extras)
+        self._choice = choice
+
+    def __len__(self) -> int:
+        return 1
+
+    def start(self, document: int, seed: int) -> TraceSet:  # noqa: ARG002
+        """Begin the request; see ``TokenSource``."""
+        return self.begin(self._choice.ids[0].tolist(), self._choice.longest)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """As ``generate`` does."""
+        token, self.ended = self._choice.pick(logits)
+        return token
+
+
+def _argument_of_generate(name: str) -> Any:
+    """An argument that ``generate`` does not hand on to what ``custom_generate`` names: it is read off its frame."""
+    frame: Any = sys._getframe(2)
+    return frame.f_locals.get(name) if frame.f_code.co_name == "generate" else None
+
+
+def _policy(name: str) -> Policy | LutPolicy:
+    if not is_policy_path(name) and name not in policy_names():
+        raise UnknownNameError("controller", name, [*_FIXED, *policy_names()], "or give a policy file, or a controller")
+    return load_policy(name)
+
+
+def _trained_on(card: Mapping[str, Any]) -> Scenario:
+    """The scenario of a policy's card; the default one where it names none."""
+    config = card.get("config", {})
+    changes = {name: config[name] for name in ("chip", "traces") if config.get(name)}
+    return Scenario.load(str(card.get("scenario", "default")), **changes)
+
+
+def _check_origin(name: str, card: Mapping[str, Any], chosen: Scenario, host: HostModel) -> None:
+    """Refuse a policy that was trained on another scenario or model."""
+    anyway = "its decisions are about fractions, so it can be tried on others: strict=False"
+    if "scenario" in card and chosen != _trained_on(card):
+        raise BadValueError(f"policy {name!r} was trained on scenario {card['scenario']!r}, not this {chosen.name!r}", anyway)
+    if card.get("model_sha256", host.sha256) != host.sha256:
+        raise BadValueError(
+            f"policy {name!r} was trained on another model than {host.name} "
+            f"(sha256 {str(card['model_sha256'])[:12]}, not {host.sha256[:12] or 'known'})",
+            anyway,
+        )
