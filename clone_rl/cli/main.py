@@ -53,7 +53,22 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _build() -> argparse.ArgumentParser:
-    from clone_rl.cli import bench, chip, commands, evaluate, pretrain, probe, report, study, trace, tune, validate
+    from clone_rl.cli import (
+        bench,
+        chip,
+        commands,
+        evaluate,
+        export,
+        hardware,
+        pretrain,
+        probe,
+        report,
+        serve,
+        study,
+        trace,
+        tune,
+        validate,
+    )
     from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
@@ -117,10 +132,16 @@ def _build() -> argparse.ArgumentParser:
         "--picture", default="", help="PNG file for V/f per layer and token of the first prompt (default: none)"
     )
 
+    exporting = export.add(subcommands)
+    exporting.add_argument("--seed", type=_seed, default=0, help="of requests and random actions (default: 0)")
+
+    _add_scenario(serve.add(subcommands))
+
     trace.add(subcommands)
     probe.add(subcommands)
     pretrain.add(subcommands)
     chip.add(subcommands)
+    hardware.add(subcommands)
     bench.add(subcommands)
     study.add(subcommands)
     return parser

@@ -24,6 +24,9 @@ SAYS = {
     "pretrain": ["minutes", "Tokens in the vocabulary", ".jsonl", "model folder to create", "last layer"],
     "probe": ["tokens to run", ".jsonl", "provenance"],
     "trace show": ["PNG"],
+    "export": ["onnx, c or lut", "largest table, bytes"],
+    "hardware": ["operating points", "devfreq", "s (default"],
+    "serve": ["bearer token", "wall seconds", "0 takes a free one"],
     "study granularity": ["100ns or 5ms", "training split", "Decisions to train PPO", "on its own chip"],
 }
 
@@ -41,7 +44,7 @@ def test_help_names_units_and_every_default(run_cli, capsys, command):
     entries = re.findall(r"^  (--[\w-]+) ([A-Z_]+)\s(.*?)(?=^  -|\Z)", shown.out, re.M | re.S)
     assert len(entries) >= 2
     without = {name for name, _, words in entries if "default:" not in re.sub(r"\s+", " ", words)}
-    assert without <= {"--resume", "--out", "--text", "--prompt", "--prompt-file", "--slo"}
+    assert without <= {"--resume", "--out", "--text", "--prompt", "--prompt-file", "--slo", "--to"}
 
 
 def test_help_lists_the_commands(run_cli, capsys):
