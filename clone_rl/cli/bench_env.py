@@ -49,7 +49,7 @@ print(time.perf_counter() - start)
 """
 
 Jobs = dict[str, Callable[[], int]]
-"""Two jobs, ``ours`` and ``theirs``, each of which returns how many steps it takes, the same every time."""
+"""Jobs, ``ours`` and ``theirs`` among them, each of which returns how many steps it takes, the same every time."""
 
 
 def single_jobs() -> Jobs:
@@ -98,7 +98,7 @@ def vector_jobs(rows: int) -> Jobs:
 
 
 def ppo_jobs() -> Jobs:
-    """One rollout and its updates of Stable-Baselines3's PPO.
+    """One rollout and its updates of Stable-Baselines3's PPO; ``free`` is the same of an environment that takes no time.
 
     Raises:
         ImportError: It is not installed.
@@ -107,7 +107,7 @@ def ppo_jobs() -> Jobs:
     from stable_baselines3 import PPO
 
     from clone_rl.agents.sb3 import Sb3VecEnv
-    from clone_rl.cli.bench_peers import CartPoleVecEnv
+    from clone_rl.cli.bench_peers import PeerVecEnv, StillEnv
 
     torch.set_num_threads(1)
 
@@ -121,13 +121,18 @@ def ppo_jobs() -> Jobs:
 
         return learn
 
-    return {"ours": job(Sb3VecEnv(_vector(_OURS, _PPO_ROWS))), "theirs": job(CartPoleVecEnv(_vector(_THEIRS, _PPO_ROWS)))}
+    ours = _vector(_OURS, _PPO_ROWS)
+    return {
+        "ours": job(Sb3VecEnv(ours)),
+        "theirs": job(PeerVecEnv(_vector(_THEIRS, _PPO_ROWS))),
+        "free": job(PeerVecEnv(StillEnv(ours))),
+    }
 
 
 def compare(jobs: Jobs, seconds: float) -> tuple[float, dict[str, float]]:
-    """Ratio of speeds, ours to theirs, and the steps of each per CPU second.
+    """Ratio of speeds, ours to theirs, and the steps of each job per CPU second.
 
-    The two take turns, so that both see the machine in the same moods; the ratio is the median over neighbours.
+    They take turns, so that all see the machine in the same moods; the ratio is the median over neighbours.
 
     Args:
         jobs: Each is called once more before the clock starts, which compiles it.
@@ -176,9 +181,11 @@ def measure_env(seconds: float, start_up: bool = True) -> dict[str, Any]:
         start_up: Also measure from import to first step, which compiles everything anew.
 
     Returns:
-        ``ratios`` of steps per CPU second, and ``values``: ``<name>_per_cpu_s`` and its peer's, ``eval_decisions_per_cpu_s``,
-        ``bytes_per_row`` (what a row holds from step to step), ``import_s``, ``start_cold_s`` and ``start_warm_s`` (from
-        import to the end of the first step, without and with compiled code on disk; None where not measured).
+        ``ratios`` of steps per CPU second, and ``values``: ``<name>_per_cpu_s`` and its peer's, ``ppo_free_per_cpu_s``
+        (training on an environment of the same spaces that takes no time, which none can outdo),
+        ``eval_decisions_per_cpu_s``, ``bytes_per_row`` (what a row holds from step to step), ``import_s``, ``start_cold_s``
+        and ``start_warm_s`` (from import to the end of the first step, without and with compiled code on disk; None where not
+        measured).
     """
     from clone_rl.envs.control import load_control
     from clone_rl.envs.rows import Rows
@@ -200,6 +207,8 @@ def measure_env(seconds: float, start_up: bool = True) -> dict[str, Any]:
             continue
         ratios[f"{name}_vs_cartpole"], speeds = compare(jobs, seconds)
         values |= {f"{name}_per_cpu_s": speeds["ours"], f"{name}_cartpole_per_cpu_s": speeds["theirs"]}
+        if "free" in speeds:
+            values[f"{name}_free_per_cpu_s"] = speeds["free"]
     values["eval_decisions_per_cpu_s"] = eval_decisions_per_cpu_s(seconds)
     rows = Rows(load_control("layer").world, 1)
     values["bytes_per_row"] = rows.state.nbytes + rows.missing.nbytes + rows.pending.nbytes
@@ -244,6 +253,9 @@ def _text(result: dict[str, Any]) -> str:
         f"evaluation with a baseline: {values['eval_decisions_per_cpu_s']:,.0f} decisions per second",
         f"a row: {values['bytes_per_row']:.0f} bytes; import clone_rl: {values['import_s']:.2f} s",
     ]
+    if free := values.get("ppo_free_per_cpu_s"):
+        share, most = values["ppo_per_cpu_s"] / free, free / values["ppo_cartpole_per_cpu_s"]
+        lines.append(f"PPO takes {share:.0%} of the steps that it would where the environment took no time (ratio {most:.2f})")
     if values["start_cold_s"] is not None:
         lines.append(f"import to first step: {values['start_cold_s']:.1f} s, then {values['start_warm_s']:.2f} s")
     if "skipped" in result:

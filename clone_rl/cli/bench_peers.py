@@ -1,4 +1,4 @@
-"""Gymnasium's native CartPole as Stable-Baselines3 wants it, for ``clone-rl bench env`` alone."""
+"""What ``clone-rl bench env`` trains on beside this package's environment, as Stable-Baselines3 wants it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,32 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 
-class CartPoleVecEnv(VecEnv):
+class StillEnv:
+    """A vector environment in which nothing happens, in no time: what a training on it takes is the agent's own.
+
+    Args:
+        env: Whose spaces it has.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.num_envs = env.num_envs
+        self.single_observation_space, self.single_action_space = env.single_observation_space, env.single_action_space
+        self._observation = np.array([self.single_observation_space.sample() for _ in range(self.num_envs)])
+        self._reward, self._done = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
+
+    def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
+        """The one observation that there is."""
+        return self._observation, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ARG002
+        """The same again."""
+        return self._observation, self._reward, self._done, self._done, {}
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class PeerVecEnv(VecEnv):
     """An environment that resets in the step after the last one; that step's transition, of no action, is trained on as well.
 
     Args:

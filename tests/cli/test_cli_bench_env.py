@@ -27,6 +27,7 @@ def test_every_figure_is_there_under_its_name(run_cli, quick, snapshot):
         stem = name.removesuffix("_vs_cartpole")
         assert values[f"{stem}_per_cpu_s"] > 0
         assert values[f"{stem}_cartpole_per_cpu_s"] > 0
+    assert values["ppo_free_per_cpu_s"] > 0
     assert values["eval_decisions_per_cpu_s"] > 10_000
     assert 100 < values["bytes_per_row"] < 10_000
     assert 0 < values["import_s"] < 60
