@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Observations, RuleController
 from clone_rl.agents.rule import rule
 from clone_rl.envs.observation import OBSERVATION
+from clone_rl.envs.scenario import Limits
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
 from clone_rl.files import replacing
@@ -90,7 +91,7 @@ class Policy(RuleController):
     signals: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        width = len(OBSERVATION) + len(self.signals)
+        width = len(self.inputs)
         for weight, bias in self.layers:
             if weight.ndim != 2 or weight.shape[1] != width or bias.shape != (weight.shape[0],):
                 raise PolicyFileError(f"policy layer of shape {weight.shape} does not follow one of width {width}")
@@ -99,6 +100,11 @@ class Policy(RuleController):
             width = weight.shape[0]
         if not self.layers or width != sum(self.heads) or min(self.heads, default=0) < 1:
             raise PolicyFileError(f"{width} logits for action components {self.heads}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what it reads."""
+        return (*OBSERVATION, *self.signals)
 
     @property
     def kind(self) -> str:
@@ -164,11 +170,16 @@ class Policy(RuleController):
         return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
-    def load(cls, name: str | Path) -> Policy:
+    def load(cls, name: str | Path, limits: Limits | None = None) -> Policy:
         """Load a shipped policy by name, or any by path: a run folder, its ``policy.safetensors`` or its card.
+
+        Args:
+            name: Which.
+            limits: What a conditioned policy is to hold; None is what it was trained around. Others hold their own.
 
         Raises:
             UnknownNameError: No shipped policy has this name.
+            BadValueError: Limits that a conditioned policy was not trained for.
             PolicyFileError: Missing, truncated, altered, or made for other observations.
             MissingExtraError: safetensors is not installed.
         """
@@ -194,9 +205,13 @@ class Policy(RuleController):
             raise PolicyFileError(
                 f"{path} does not match the hash in its card", "the file is truncated or altered; get it again"
             )
+        from clone_rl.agents.family import PolicyFamily
+
         seen = card.get("observation")
-        signals = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
-        if seen != [*OBSERVATION, *signals] or not set(signals) <= set(EXTRA_SIGNALS):
+        conditioned = isinstance(seen, list) and seen[-1:] == ["limits"]
+        extra = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
+        signals = extra[:-1] if conditioned else extra
+        if seen != [*OBSERVATION, *extra] or not set(signals) <= set(EXTRA_SIGNALS):
             raise PolicyFileError(
                 f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again"
             )
@@ -207,14 +222,15 @@ class Policy(RuleController):
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a policy: {error}") from None
         label = name if not is_policy_path(name) else card.get("name", path.stem)
-        return cls(layers, heads, card, str(label), bool(card.get("probes", True)), signals)
+        made = (layers, heads, card, str(label), bool(card.get("probes", True)), signals)
+        return PolicyFamily(*made).within(limits) if conditioned else cls(*made)
 
     def save(self, path: Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
         card = {
             **self.card,
             "format": FORMAT,
-            "observation": [*OBSERVATION, *self.signals],
+            "observation": list(self.inputs),
             "heads": list(self.heads),
             "parameters": self.parameters,
             "probes": self.probes,

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -28,11 +30,12 @@ from clone_rl.bars import Bar
 from clone_rl.envs import ENV_IDS
 from clone_rl.envs import vector as vector_envs
 from clone_rl.envs.control import load_control
+from clone_rl.envs.scenario import Limits
 from clone_rl.interrupt import stop_here
 
 # A gamma of 0.99 ended 1 % worse than 0.999: slack is spent tokens later. A low lambda keeps the noise of later tokens out.
 _HIDDEN = (24, 16)  # 961 parameters with 8 operating points: a deployable policy has fewer than 1,000
-_VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
+VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
 _REWARD_SCALE = 0.1
 _LEARNING_RATE = (1e-3, 2e-5)  # from, to
 _CLONE_STEPS, _CLONE_EPOCHS = 400, 30
@@ -61,7 +64,7 @@ class _Loop(BaseCallback):
         self._sums = {}
         first, last = _ENTROPY
         run.model.ent_coef = first * (last / first) ** min(1.0, run.model.num_timesteps / run.config.steps)
-        frozen = run.updates < _VALUE_ONLY and run.warm_start is not None
+        frozen = run.updates < VALUE_ONLY and run.warm_start is not None
         for parameter in run.actor_parameters():
             parameter.requires_grad_(not frozen)
 
@@ -82,7 +85,7 @@ class _Loop(BaseCallback):
                 self.logger.record(f"reward/{name.removeprefix('reward_')}", sums[name] / tokens)
         for name, value in mean_point(self.locals["rollout_buffer"].observations, run.env.control).items():
             self.logger.record(f"explore/{name}", value)
-        if run.updates % _JUDGE_EVERY == 0:
+        if run.updates % run.judge_every == 0:
             means = run.judge()
             for name, value in means.items():
                 self.logger.record(f"control/{name}", value)
@@ -100,6 +103,11 @@ class _Loop(BaseCallback):
         self._since_s = now_s
         run.updates += 1
         self.bar.update(min(run.config.steps, run.model.num_timesteps) - self.bar.n)
+
+
+def aimed_at(limits: Limits, name: str) -> Multiplier:
+    """The price of one limit, where training starts."""
+    return Multiplier(_AIM * float(getattr(limits, name)), _PRICE)
 
 
 def _macs(config: TrainConfig, stem: str) -> int:
@@ -129,6 +137,8 @@ class Training:
         BadFileError: There is no checkpoint to resume, or it is of another configuration, scenario, chip or trace set.
     """
 
+    judge_every = _JUDGE_EVERY
+
     def __init__(self, config: TrainConfig, folder: Path | None = None, resume: bool = False) -> None:
         self.folder, self.updates = folder, 0
         self._unwritten: dict[str, float] = {}
@@ -143,10 +153,10 @@ class Training:
         scenario = self.env.control.scenario
         self.config = config = config.resolved(scenario)
         self.limits = limits = config.limits(scenario)
-        self.multipliers = {name: Multiplier(_AIM * limit, _PRICE) for name, limit in asdict(limits).items()}
+        self.multipliers = self._priced()
         self._judge = Judge(self.env.control, limits, config.seed)
         self.env.set_outcome(expected_outcome(self.env.control))
-        self.adapter = Sb3VecEnv(self.env, _REWARD_SCALE)
+        self.adapter = self._adapted(_REWARD_SCALE)
         self.model = PPO(
             "MlpPolicy",
             self.adapter,
@@ -165,6 +175,14 @@ class Training:
         )
         if resume and folder is not None:
             self._restore(folder)
+
+    def _priced(self) -> dict[str, Multiplier]:
+        """The price of each constraint at first."""
+        return {name: aimed_at(self.limits, name) for name in asdict(self.limits)}
+
+    def _adapted(self, reward_scale: float) -> Sb3VecEnv:
+        """The environment as SB3 sees it."""
+        return Sb3VecEnv(self.env, reward_scale)
 
     def actor_parameters(self) -> list[Any]:
         """Parameters of the policy, without those of the value function."""
@@ -187,7 +205,7 @@ class Training:
         """
         policy = self.policy()
         excess, figures, measured = self._judge(policy)
-        if self.updates >= _VALUE_ONLY:
+        if self.updates >= VALUE_ONLY:
             for name, multiplier in self.multipliers.items():
                 multiplier.update(getattr(measured, name))
             self.apply_multipliers()
@@ -200,16 +218,20 @@ class Training:
         """Warm start: tune pacing and clone it, into ``warm_start``. Token control starts cold."""
         if self.env.control.kind != "layer":
             return
-        bar = partial(Bar, desc="warm start: tune pacing", unit="setting")
-        pace = tune_pace(self.env.control, self.limits, self.config.seed, bar)
-        observations, actions = demonstrations(self.env, pace, _CLONE_STEPS, self.config.seed)
+        observations, actions, described = self._demonstrations(_CLONE_STEPS)
         with torch.no_grad():
             self.actor_parameters()[-1][-1] = _EXIT_BIAS
         agreement = clone(self.model.policy, observations, actions, _CLONE_EPOCHS, self.config.seed, show=True)
         with torch.no_grad():
             for logits in self.actor_parameters()[-2:]:
                 logits *= _SHARPNESS
-        self.warm_start = {**pace.describe(), "cloned": round(agreement, 4)}
+        self.warm_start = {**described, "cloned": round(agreement, 4)}
+
+    def _demonstrations(self, steps: int) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, Any]]:
+        """What tuned pacing saw and did, and its settings."""
+        bar = partial(Bar, desc="warm start: tune pacing", unit="setting")
+        pace = tune_pace(self.env.control, self.limits, self.config.seed, bar)
+        return *demonstrations(self.env, pace, steps, self.config.seed), pace.describe()
 
     def learn(self) -> None:
         """Train to ``config.steps``; a finished run is left as it is.
@@ -300,12 +322,15 @@ class Training:
             policy = self.policy()
             self._best = (tuple(score), replace(policy, layers=weights, card={**policy.card, "decisions": decisions}))
 
-    def policy(self, name: str = "policy") -> Policy:
-        """The actor as it stands, as weights."""
+    def _weights(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+        """Of the actor's layers."""
         arrays = [parameter.detach().numpy().copy() for parameter in self.actor_parameters()]
-        layers = tuple(zip(arrays[::2], arrays[1::2], strict=True))
+        return tuple(zip(arrays[::2], arrays[1::2], strict=True))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        """What a policy's file says of where it comes from."""
         control = self.env.control
-        card = {
+        return {
             "name": name,
             "env_id": self.config.env_id,
             "scenario": control.scenario.name,
@@ -316,4 +341,8 @@ class Training:
             "config": asdict(self.config),
             "decisions": int(self.model.num_timesteps),
         }
-        return Policy(layers, control.heads, card, name, signals=control.scenario.signals)
+
+    def policy(self, name: str = "policy") -> Policy:
+        """The actor as it stands, as weights."""
+        control = self.env.control
+        return Policy(self._weights(), control.heads, self._card(name), name, signals=control.scenario.signals)

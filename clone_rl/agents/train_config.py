@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from clone_rl.envs import check_env_id
@@ -28,6 +28,7 @@ class TrainConfig:
         max_disagree: Highest share of tokens that differ from full depth, 0 to 1; None takes the scenario's.
         max_dnll: Highest increase of the negative log-likelihood, nats per token; None takes the scenario's.
         checkpoint_every: Updates between two checkpoints.
+        conditioned: Train one policy for half to twice these limits; see docs/results.md.
 
     Raises:
         UnknownNameError: No such environment.
@@ -46,6 +47,7 @@ class TrainConfig:
     max_disagree: float | None = None
     max_dnll: float | None = None
     checkpoint_every: int = 5
+    conditioned: bool = False
 
     def __post_init__(self) -> None:
         check_env_id(self.env_id)
@@ -60,6 +62,12 @@ class TrainConfig:
         for name, share in (("max_miss", limits.miss), ("max_disagree", limits.disagree)):
             if share > 1:
                 raise BadValueError(f"{name} is {share}", "a share: 0 to 1")
+        if self.conditioned:
+            if self.env_id != "clone_rl/LayerControl-v0":
+                raise BadValueError(f"conditioned training of {self.env_id}", "take clone_rl/LayerControl-v0")
+            for name, limit in asdict(limits).items():
+                if not 0 < limit < math.inf:
+                    raise BadValueError(f"conditioned training around max_{name} {limit}", "above 0 and finite: it is scaled")
         if limits.dnll == math.inf:
             raise BadValueError(f"max_dnll is {limits.dnll}", "a finite number of nats per token, 0 or more")
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from clone_rl.agents.checkpoint import NAME
+from clone_rl.agents.conditioned import ConditionedTraining
+from clone_rl.agents.family import PolicyFamily
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.ppo import Training
 from clone_rl.agents.reach import reach
@@ -65,7 +67,7 @@ def run_training(config: TrainConfig, folder: Path | None, resume: bool, command
     """
     resume = resume and folder is not None and (folder / NAME).exists()
     with postponing():
-        training = Training(config, folder, resume)
+        training = (ConditionedTraining if config.conditioned else Training)(config, folder, resume)
         if not resume:
             training.start()
         training.learn()
@@ -75,4 +77,4 @@ def run_training(config: TrainConfig, folder: Path | None, resume: bool, command
     policy = replace(best, name=name, card={**best.card, **card, "command": command})
     if folder is not None:
         policy.save(folder / "policy.safetensors")
-    return policy
+    return policy.within(training.limits) if isinstance(policy, PolicyFamily) else policy

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import baselines, find_baseline
-from clone_rl.agents.policy import Policy, is_policy_path, policy_names
+from clone_rl.agents.lut import load_policy
+from clone_rl.agents.policy import is_policy_path, policy_names
 from clone_rl.agents.tuned import identity, read_tuned, stored_settings, tuned_path
 from clone_rl.agents.tuning import tune
 from clone_rl.envs.control import Control
@@ -46,7 +47,7 @@ def make_controller(
     """A controller for a scenario; baselines are tuned on its training split, or were.
 
     Args:
-        name: One of ``BASELINES``, a shipped policy, or the path of a policy file or run folder.
+        name: One of ``BASELINES``, a shipped policy, or the path of a policy file, a run folder or a look-up table.
         control: The scenario.
         limits: What tuning has to hold; the scenario's if None.
         seed: Of tuning, where nothing is stored.
@@ -62,7 +63,7 @@ def make_controller(
         return _baseline(name, control, limits or control.scenario.limits, seed, tuned)
     if not is_policy_path(name) and name not in policy_names():
         raise UnknownNameError("controller", name, [*BASELINES, *policy_names()])
-    policy, points = Policy.load(name), control.points
+    policy, points = load_policy(name, limits), control.points
     made_for = policy.heads[0] - 1 if policy.kind == "layer" else policy.heads[0]
     if made_for != points:
         raise PolicyFileError(

@@ -41,6 +41,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "and again for every controller with exits of its own (default: 12)",
     )  # fmt: skip
     parser.add_argument("--no-oracle", action="store_true", help="do not measure regret")
+    parser.add_argument(
+        "--shield", action="store_true",
+        help="overrule decisions that may cost a deadline which the top operating point would hold; measures no regret",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shield-exits", action="store_true", help="with --shield: exit where a token would be late in any case"
+    )
     parser.add_argument("--tuned", default="", help="file of clone-rl tune with settings of baselines (default: what ships)")
     parser.add_argument(
         "--out",
@@ -79,6 +86,11 @@ def _check(options: argparse.Namespace) -> None:
             raise BadValueError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} without --live", "add --live, or leave it out"
             )
+    if options.shield_exits and not options.shield:
+        raise BadValueError("--shield-exits without --shield", "add --shield, or leave it out")
+    for name in ("live", "out"):
+        if options.shield and getattr(options, name):
+            raise BadValueError(f"--shield with --{name}", "a shield guards replays whose rows are not kept; leave one out")
     if options.oracle_requests < 1:
         raise BadValueError(f"oracle requests is {options.oracle_requests}", "1 or more; --no-oracle measures no regret")
     if options.out:
@@ -90,7 +102,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     import sys
     from functools import partial
 
+    from clone_rl.agents.lut import LutPolicy
     from clone_rl.agents.policy import Policy
+    from clone_rl.agents.rollout import run_requests
     from clone_rl.bars import Bar
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.run_folder import command_line
@@ -108,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     tuned = Path(options.tuned) if options.tuned else None
     controllers = [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]
     typed = zip(controllers, options.controllers, strict=True)
-    origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy)})
+    origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy | LutPolicy)})
     shared: dict[str, Any] = {"seeds": options.seeds, "requests": options.requests}
     ask = partial(run, control, controllers, options.split, options.seed, options.repeats, limits, **shared)
     if options.live:
@@ -130,9 +144,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     else:
         # A bar for people who wait; stderr of programs and of what is quick stays empty.
         bar_of = partial(Bar, desc="oracle", unit="controller", delay=2.0, disable=None, dynamic_ncols=True)
-        asked = 0 if options.no_oracle else options.oracle_requests
-        result = ask(origin=origin, oracle_requests=asked, oracle_progress=bar_of)
-        found, lines = {**result.as_json(), "mode": "replay"}, result.requests
+        asked = 0 if options.no_oracle or options.shield else options.oracle_requests
+        replay = partial(run_requests, shield=options.shield, shield_exits=options.shield_exits)
+        result = ask(origin=origin, oracle_requests=asked, oracle_progress=bar_of, run=replay)
+        found, lines = {**result.as_json(), "mode": "replay", "shield": options.shield}, result.requests
         for note in result.notes:
             print(f"clone-rl: {note}", file=sys.stderr)
     if options.out:

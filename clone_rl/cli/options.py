@@ -35,6 +35,9 @@ def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     """One ``--option`` for every field, with its doc, type and default."""
     docs, hints = field_docs(cls), get_type_hints(cls)
     for field in fields(cls):
+        if hints[field.name] is bool:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", action="store_true", help=docs[field.name])
+            continue
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_parser_of(hints[field.name]),

@@ -143,7 +143,10 @@ def _kinds(kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _regret(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ("controller", "regret (%)", "V/f regret (%)", "exit regret (%)", "requests", "within constraints")
+    head = (
+        "controller", "regret (%)", "V/f regret (%)", "exit regret (%)", "of which no causal policy can remove (%)",
+        "requests", "within constraints",
+    )  # fmt: skip
     lines = [
         (
             (
@@ -151,6 +154,7 @@ def _regret(rows: Sequence[Mapping[str, Any]]) -> str:
                 _interval(row, "regret", 100, 1),
                 _share(row["vf_regret"]),
                 _share(row["exit_regret"]),
+                _share(row.get("causal_regret")),
                 str(row["regret_requests"]),
                 _verdict(row["within_constraints"]),
             ),
@@ -160,8 +164,9 @@ def _regret(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         "<p>Energy beyond a clairvoyant that holds the same limits on the same requests, as a share of its energy. V/f regret "
-        "is what clairvoyant operating points would save under the controller's own exits; exit regret is the rest. A "
-        "controller that breaks a constraint may be below the oracle.</p>"
+        "is what clairvoyant operating points would save under the controller's own exits; exit regret is the rest. The part "
+        "of it that no causal policy can remove is that of the best stopping rule, which sees what controllers see and was "
+        "fitted to the requests of this very split. A controller that breaks a constraint may be below the oracle.</p>"
         + _table("Regret to the feasible oracle", head, lines)
     )
 

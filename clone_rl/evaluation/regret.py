@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.oracle_set import oracle_set, recorded_depths
+from clone_rl.agents.stopping import best_depths
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
@@ -38,16 +39,18 @@ class Regret:
         oracle_j: (M,) energy of feasible clairvoyant schedules that hold the limits on these M; NaN where there are none.
         exits_j: (M,) the same with the controller's own exits: only operating points are chosen anew, and only the miss rate
             is held. NaN where there are none.
+        stopping_j: (M,) the same with the exits of the best causal stopping rule, see ``clone_rl.agents.stopping``.
     """
 
     which: NDArray[np.int64]
     oracle_j: NDArray[np.float64]
     exits_j: NDArray[np.float64]
+    stopping_j: NDArray[np.float64]
 
     @classmethod
     def none(cls) -> Regret:
         """Not measured."""
-        return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+        return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0))
 
     @classmethod
     def join(cls, found: Sequence[Regret | None], requests: int) -> Regret | None:
@@ -59,6 +62,7 @@ class Regret:
             np.concatenate([part.which + k * requests for k, part in enumerate(parts)]),
             np.concatenate([part.oracle_j for part in parts]),
             np.concatenate([part.exits_j for part in parts]),
+            np.concatenate([part.stopping_j for part in parts]),
         )
 
     def as_json(self, figures: NDArray[np.void], strata: NDArray[np.int64], seed: int) -> dict[str, Any]:
@@ -72,9 +76,10 @@ class Regret:
         Returns:
             ``regret`` (energy over the oracle's, minus 1) with ``regret_ci``, its parts ``vf_regret`` (beyond the clairvoyant
             points for the controller's own exits; what deciding costs included) and ``exit_regret`` (of those exits), which
-            add up to it, and ``regret_requests``; None and 0 where nothing was measured.
+            add up to it, ``causal_regret``, the part of the latter that no causal policy can remove, and
+            ``regret_requests``; None and 0 where nothing was measured.
         """
-        empty = dict.fromkeys(("regret", "regret_ci", "vf_regret", "exit_regret"))
+        empty = dict.fromkeys(("regret", "regret_ci", "vf_regret", "exit_regret", "causal_regret"))
         if not len(self.which) or np.isnan(self.oracle_j).any():
             return {**empty, "regret_requests": 0}
         own = figures[self.which]
@@ -84,6 +89,8 @@ class Regret:
         if not np.isnan(self.exits_j).any():
             exits = float(self.exits_j.sum())
             found |= {"vf_regret": (spent - exits) / total, "exit_regret": (exits - total) / total}
+            if not np.isnan(self.stopping_j).any():
+                found["causal_regret"] = (float(self.stopping_j.sum()) - total) / total
         return found
 
 
@@ -102,11 +109,12 @@ class Clairvoyant:
     def __init__(self, control: Control, split: str, limits: Limits) -> None:
         self._control, self._split, self._limits = control, split, limits
         self._solved: dict[str, NDArray[np.float64]] = {}
+        self._stopping: NDArray[np.int64] | None = None
         self.notes: list[str] = []
 
     def measure(
         self, controller: Controller, documents: NDArray[np.int64], keys: NDArray[np.int64], figures: NDArray[np.void]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """The oracle beside one controller.
 
         Args:
@@ -115,7 +123,8 @@ class Clairvoyant:
             figures: (M,) records of how it ran them.
 
         Returns:
-            (M,) energies with free exits and with the controller's own, joules; NaN where there is no schedule.
+            (M,) energies with free exits, with the controller's own and with those of the best causal stopping rule, joules;
+            NaN where there is no schedule.
 
         Raises:
             BadValueError: The controller does something else each time.
@@ -124,7 +133,16 @@ class Clairvoyant:
         depths = recorded_depths(self._control, controller, self._split, documents, keys)
         if [int(d.sum()) for d in depths] != figures["depth"].astype(int).tolist():
             raise BadValueError(f"controller {controller.name!r} ran other depths the second time", "make it deterministic")
-        return oracle_j, self._solve(documents, keys, depths, f"the oracle with the exits of {controller.name}")
+        exits_j = self._solve(documents, keys, depths, f"the oracle with the exits of {controller.name}")
+        stopping_j = self._solve(documents, keys, self._causal(documents), "the oracle with the best stopping rule")
+        return oracle_j, exits_j, stopping_j
+
+    def _causal(self, documents: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Layers that each token runs under the best causal stopping rule, one array for each document."""
+        traces = self._control.traces
+        if self._stopping is None:
+            self._stopping = best_depths(traces, self._split, self._limits)
+        return [self._stopping[traces.offset[document] : traces.offset[document + 1]] for document in documents]
 
     def _solve(
         self,

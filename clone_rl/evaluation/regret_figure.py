@@ -10,7 +10,7 @@ from clone_rl.evaluation.theme import Theme
 PARTS = (
     ("vf_regret", "V/f, given its own exits (deciding included)"),
     ("exit_regret", "exits"),
-    ("causal_regret", "exits, of which no causal policy can remove"),
+    ("causal_regret", "exits, which no causal policy can remove"),
 )
 """Parts of regret, shares of the oracle's energy; the last is a part of the one before, where it is known."""
 

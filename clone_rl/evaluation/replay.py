@@ -12,6 +12,7 @@ import numpy as np
 
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import baselines, find_baseline
+from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.tuned import plain_sha256, traces_sha256
@@ -140,7 +141,7 @@ def controller_of(row: Mapping[str, Any], control: Control, beside: Path, where:
         BadFileError: Its settings are not a baseline's.
     """
     if row["policy_sha256"]:
-        policy = _policy(row["policy"], beside)
+        policy = _policy(row["policy"], beside, Limits(row["max_miss"], row["max_disagree"], row["max_dnll"]))
         if policy.sha256 != row["policy_sha256"]:
             raise PolicyFileError(
                 f"{where} was made with another policy than {row['policy']!r} is",
@@ -174,15 +175,15 @@ def _settings(controller: str, where: str) -> Iterator[None]:
         ) from None
 
 
-def _policy(name: str, beside: Path) -> Policy:
+def _policy(name: str, beside: Path, limits: Limits) -> Policy | LutPolicy:
     """A policy where the row says, or beside the rows, as in a run folder that was moved."""
     if name in policy_names():
-        return Policy.load(name)
+        return Policy.load(name, limits)
     here = Path(name)
     places = [here, beside / here.name, beside / "policy.safetensors"] if is_policy_path(name) else []
     for place in places:
         if place.exists():
-            return Policy.load(place)
+            return load_policy(place, limits)
     raise PolicyFileError(f"no policy {name!r}", "run this where the rows were written, or put the policy beside them")
 
 

@@ -63,8 +63,10 @@ def regret_of(rows: Sequence[Row]) -> Regret | None:
     which = [i for i, row in enumerate(rows) if row["oracle_j"] is not None]
     if not which:
         return None
-    oracle, exits = (np.array([np.nan if rows[i][name] is None else rows[i][name] for i in which]) for name in CLAIRVOYANT)
-    return Regret(np.array(which), oracle, exits)
+    return Regret(
+        np.array(which),
+        *(np.array([np.nan if rows[i][name] is None else rows[i][name] for i in which]) for name in CLAIRVOYANT),
+    )
 
 
 class _Comparison:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.lut import LutPolicy
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.tuned import plain_sha256, traces_sha256
 from clone_rl.envs.control import Control
@@ -65,8 +66,9 @@ MEASURED = {name: int if FIGURES[name].kind == "i" else float for name in FIGURE
 
 MODES = ("replay", "live")
 
-CLAIRVOYANT = ("oracle_j", "oracle_exits_j")
-"""Energy of the clairvoyant schedule, and of that with the controller's own exits; empty where they were not asked for."""
+CLAIRVOYANT = ("oracle_j", "oracle_exits_j", "oracle_stopping_j")
+"""Energy of the clairvoyant schedule, of that with the controller's own exits, and of that with those of the best causal
+stopping rule; empty where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def request_rows(
         regret: What the oracle found of some of them.
     """
     scenario, kinds = control.scenario, control.traces.kinds
-    policy = isinstance(controller, Policy)
+    policy = isinstance(controller, Policy | LutPolicy)
     shared = {
         "rows_version": VERSION,
         "clone_rl": __version__,
@@ -138,7 +140,7 @@ def request_rows(
         "live": dict(origin.live),
         "controller": controller.name,
         "policy": origin.policies.get(controller.name, controller.name) if policy else "",
-        "policy_sha256": controller.sha256 if isinstance(controller, Policy) else "",
+        "policy_sha256": controller.sha256 if isinstance(controller, Policy | LutPolicy) else "",
         "settings": controller.describe(),
         "max_miss": float(limits.miss),
         "max_disagree": float(limits.disagree),
@@ -146,14 +148,15 @@ def request_rows(
         "limit_w": float(control.emulator.chip.limit_w),
         "evaluation_seed": seed,
     }
-    known: dict[int, tuple[float, float]] = {}
+    known: dict[int, list[float]] = {}
     if regret is not None:
-        energies = (np.where(np.isnan(e), np.inf, e).tolist() for e in (regret.oracle_j, regret.exits_j))
-        known = {int(i): pair for i, *pair in zip(regret.which, *energies, strict=True)}  # type: ignore[misc]
+        solved_j = (regret.oracle_j, regret.exits_j, regret.stopping_j)
+        energies = (np.where(np.isnan(e), np.inf, e).tolist() for e in solved_j)
+        known = {int(i): found for i, *found in zip(regret.which, *energies, strict=True)}
     rows = []
     for i, record in enumerate(figures):
         own = {"request": i, "seed": seed + i, "kind": kinds[control.traces.kind[int(record["document"])]]}
-        solved = (value if math.isfinite(value) else None for value in known.get(i, (math.inf, math.inf)))
+        solved = (value if math.isfinite(value) else None for value in known.get(i, [math.inf] * len(CLAIRVOYANT)))
         rows.append({**shared, **own, **as_dict(record), **dict(zip(CLAIRVOYANT, solved, strict=True))})
     return rows
 

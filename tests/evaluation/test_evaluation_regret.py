@@ -9,6 +9,7 @@ from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.agents.oracle_set import oracle_set, recorded_depths
 from clone_rl.agents.rollout import run_requests
+from clone_rl.agents.stopping import best_depths
 from clone_rl.envs.control import load_control
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
@@ -47,6 +48,11 @@ def test_regret_is_energy_over_that_of_the_oracle_on_the_same_requests(control, 
         low, high = row["regret_ci"]
         assert low - 1e-12 <= row["regret"] <= high + 1e-12
         assert row["regret_requests"] == 2
+        stopping = best_depths(control.traces, "test", LIMITS)
+        given = [stopping[control.traces.offset[d] : control.traces.offset[d + 1]] for d in documents]
+        stopping_j = oracle_set(control, "test", documents, keys, LIMITS, given, gap=1.0).energy_j
+        assert row["causal_regret"] == pytest.approx(stopping_j / oracle_j - 1.0, rel=1e-9)
+        assert row["causal_regret"] < row["exit_regret"]
     fast, slow, pace = judged.rows
     assert fast["regret"] > pace["regret"] > -0.05
     assert fast["exit_regret"] == slow["exit_regret"] > 0  # both run at full depth
@@ -57,7 +63,7 @@ def test_what_two_controllers_have_in_common_is_solved_once(control, monkeypatch
     solve = measuring.oracle_set
     monkeypatch.setattr(measuring, "oracle_set", lambda *a, **k: asked.append(a[5]) or solve(*a, **k))
     evaluate(control, [FAST, SLOW], "test", limits=LIMITS, oracle_requests=1)
-    assert [depths is None for depths in asked] == [True, False]
+    assert [depths is None for depths in asked] == [True, False, False]  # free, at full depth, of the best stopping rule
 
 
 def test_rows_carry_what_the_oracle_spent(judged):
@@ -68,10 +74,11 @@ def test_rows_carry_what_the_oracle_spent(judged):
 
 
 def test_several_seeds_are_joined_in_the_order_of_the_requests():
-    one = Regret(np.array([0, 4]), np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    one = Regret(np.array([0, 4]), np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([2.0, 3.0]))
     both = Regret.join([one, one], 5)
     assert both.which.tolist() == [0, 4, 5, 9]
     assert both.oracle_j.tolist() == [1.0, 2.0] * 2
+    assert both.stopping_j.tolist() == [2.0, 3.0] * 2
     assert Regret.join([one, None], 5) is None
 
 
@@ -100,9 +107,9 @@ def test_controllers_that_change_their_mind_are_refused(control):
 
 def test_a_part_that_is_unknown_is_not_made_up(control):
     figures = run_requests(control, FAST, "test", control.traces.documents("test"), 0)
-    found = Regret(np.array([0]), figures["energy_j"][:1] / 2, np.array([np.nan]))
+    found = Regret(np.array([0]), figures["energy_j"][:1] / 2, np.array([np.nan]), np.array([np.nan]))
     row = found.as_json(figures, np.zeros(9, int), 0)
     assert row["regret"] == pytest.approx(1.0)
-    assert (row["vf_regret"], row["exit_regret"]) == (None, None)
+    assert (row["vf_regret"], row["exit_regret"], row["causal_regret"]) == (None, None, None)
     none = dataclasses.replace(found, oracle_j=np.array([np.nan]))
     assert none.as_json(figures, np.zeros(9, int), 0)["regret"] is None
