@@ -6,16 +6,18 @@ READY := .venv/.ready
 SIDE_BY_SIDE := -n 2 --dist loadfile
 OLDEST := build/transformers-4.57
 COMPAT := $(wildcard tests/llm/test_llm_stepper.py tests/llm/test_llm_families.py tests/llm/test_llm_generation.py \
-	tests/llm/test_llm_exits.py tests/llm/test_llm_env.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
+	tests/llm/test_llm_exits.py tests/llm/test_llm_env.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py \
+	tests/runtime/test_runtime_transformers.py) \
 	clone_rl/llm/generation.py
 
-.PHONY: demo test lint format types floors unit compat notebooks wheel clean help
+.PHONY: demo test lint format types docs floors unit compat notebooks wheel clean help
 
 help:
 	@echo "make demo       train, evaluate and generate with what ships in the package"
 	@echo "make test       everything that CI runs"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make unit       tests and doctests only"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make compat     tests of language models with the oldest supported transformers"
 	@echo "make clean      remove the environment and all caches"
 
@@ -29,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/clone-rl demo
 
-test: lint types floors unit compat notebooks wheel
+test: lint types docs floors unit compat notebooks wheel
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,6 +43,10 @@ format: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tests/check_site.py build/site
 
 floors: $(READY)
 	$(BIN)/lint-imports
