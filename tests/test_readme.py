@@ -37,7 +37,7 @@ def test_chip_commands_run(line, tmp_path, monkeypatch, capsys):
 def test_the_readme_has_the_three_jobs_and_names_only_files_that_exist():
     text = PAGES[README.name]
     assert all(f"### {number}. " in text for number in (1, 2, 3))
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     for path in re.findall(r"`(clone_rl/[\w./-]+)`", text) + re.findall(r"\]\((docs/[\w.]+)\)", text):
         if not path.startswith(("clone_rl/LayerControl", "clone_rl/TokenControl", "clone_rl/LiveLayerControl")):
             assert (ROOT / path).exists(), path

@@ -76,7 +76,8 @@ class Judge:
         tokens = figures["tokens"].astype(float)
         measured = Limits(
             **{
-                name: max(upper_mean(figures[column], tokens), float(others[column].sum() / others["tokens"].sum()))
+                # Exits that lower the likelihood loss break no limit.
+                name: max(0.0, upper_mean(figures[column], tokens), float(others[column].sum() / others["tokens"].sum()))
                 for name, column in (("miss", "late"), ("disagree", "disagree"), ("dnll", "dnll"))
             }
         )

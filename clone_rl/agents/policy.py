@@ -225,8 +225,9 @@ class Policy(RuleController):
         made = (layers, heads, card, str(label), bool(card.get("probes", True)), signals)
         return PolicyFamily(*made).within(limits) if conditioned else cls(*made)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
+        path = Path(path)
         card = {
             **self.card,
             "format": FORMAT,

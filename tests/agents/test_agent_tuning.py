@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from clone_rl.agents import baselines, tune
-from clone_rl.agents.heuristics import find_baseline
-from clone_rl.agents.judge import figures_of
+from clone_rl.agents.heuristics import Pace, find_baseline
+from clone_rl.agents.judge import Judge, figures_of
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.tuned import identity, read_tuned, stored_settings, write_tuned
-from clone_rl.envs.control import load_control
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.control import Control, load_control
+from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadFileError, BadValueError, MissingExtraError, UnknownNameError
 
 LOOSE = Limits(miss=0.2, disagree=0.05, dnll=0.05)
@@ -196,3 +196,10 @@ def test_the_page_about_them_runs_and_names_every_baseline_with_its_parameters(c
     assert list(rows) == baselines()
     for name, row in rows.items():
         assert all(f"`{parameter}`" in row for parameter in find_baseline(name).space(control)), name
+
+
+def test_exits_that_lower_the_loss_break_no_limit(traces):
+    better = dataclasses.replace(traces, dnll=-np.abs(traces.dnll) - 0.1)
+    judged = Judge(Control.of("layer", Scenario.load("default"), better, "train"), Limits(), 0)(Pace(8, agree_bar=0.6, kl_bar=2.0))
+    assert judged.figures["dnll"] < 0.0
+    assert judged.measured.dnll == 0.0
