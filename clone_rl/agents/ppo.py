@@ -18,13 +18,13 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from clone_rl.agents.checkpoint import learner_state, made_for, read_checkpoint, restore_learner, write_checkpoint
 from clone_rl.agents.constraints import Multiplier
-from clone_rl.agents.heuristics.pace import tune_pace
 from clone_rl.agents.judge import Judge
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.risk import expected_outcome
 from clone_rl.agents.sb3 import Sb3VecEnv
 from clone_rl.agents.telemetry import board, hyperparameters, mean_point, per_token
 from clone_rl.agents.train_config import TrainConfig
+from clone_rl.agents.tuning import tune
 from clone_rl.agents.warm_start import clone, demonstrations
 from clone_rl.bars import Bar
 from clone_rl.envs import ENV_IDS
@@ -39,6 +39,7 @@ VALUE_ONLY = 4  # updates before the actor moves: an untrained value function wo
 _REWARD_SCALE = 0.1
 _LEARNING_RATE = (1e-3, 2e-5)  # from, to
 _CLONE_STEPS, _CLONE_EPOCHS = 400, 30
+_TEACHER_TRIALS, _STEPS_PER_TRIAL = 300, 20_000  # at most, of the teacher's search; a short training takes a short one
 _EXIT_BIAS = -3.0  # logit of the exit action without a warm start: random exits are nearly always wrong
 _SHARPNESS = 0.5  # of the cloned logits: a teacher's copy is so sure of itself that it explores nothing
 _ENTROPY = (3e-3, 1e-4)  # weight, from, to: a geometric line
@@ -229,8 +230,9 @@ class Training:
 
     def _demonstrations(self, steps: int) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, Any]]:
         """What tuned pacing saw and did, and its settings."""
-        bar = partial(Bar, desc="warm start: tune pacing", unit="setting")
-        pace = tune_pace(self.env.control, self.limits, self.config.seed, bar)
+        bar = partial(Bar, desc="warm start: tune pacing", unit="trial")
+        trials = max(1, min(_TEACHER_TRIALS, self.config.steps // _STEPS_PER_TRIAL))
+        pace = tune("pace", self.env.control, self.limits, trials, self.config.seed, progress=bar).controller
         return *demonstrations(self.env, pace, steps, self.config.seed), pace.describe()
 
     def learn(self) -> None:

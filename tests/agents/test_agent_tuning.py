@@ -200,6 +200,8 @@ def test_the_page_about_them_runs_and_names_every_baseline_with_its_parameters(c
 
 def test_exits_that_lower_the_loss_break_no_limit(traces):
     better = dataclasses.replace(traces, dnll=-np.abs(traces.dnll) - 0.1)
-    judged = Judge(Control.of("layer", Scenario.load("default"), better, "train"), Limits(), 0)(Pace(8, agree_bar=0.6, kl_bar=2.0))
+    judged = Judge(Control.of("layer", Scenario.load("default"), better, "train"), Limits(), 0)(
+        Pace(8, agree_bar=0.6, kl_bar=2.0)
+    )
     assert judged.figures["dnll"] < 0.0
     assert judged.measured.dnll == 0.0

@@ -7,12 +7,16 @@ from clone_rl.cli import bench_runtime, timing
 pytest_plugins = ["cli_running"]
 
 
+SERVED = {"4": {"requests": 8, "requests_per_s": 2.0, "tokens_per_s": 32.0, "p50_s": 1.5, "p99_s": 2.5}}
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """A few decisions and tokens, once."""
     monkeypatch.setattr(timing, "_FEWEST", 1)
     for name, value in {"_DECISIONS": 20, "_PER_KIND": 1, "_NEW": 4}.items():
         monkeypatch.setattr(bench_runtime, name, value)
+    monkeypatch.setattr(bench_runtime, "bench_server", lambda _seconds: SERVED)  # it has tests of its own
 
 
 def test_every_figure_is_there_under_its_name(run_cli, quick, snapshot):
@@ -32,6 +36,7 @@ def test_every_figure_is_there_under_its_name(run_cli, quick, snapshot):
         ratio = values[f"{name}_tokens_per_s"] / values["generate_tokens_per_s"]
         assert ratios[f"{name}_vs_generate_tokens_per_s"] == pytest.approx(ratio)
     assert values["same_text"]
+    assert values["server"] == SERVED
     assert {"cpu", "torch", "transformers"} < set(result["machine"])
     assert snapshot() == {}
 
@@ -45,6 +50,7 @@ def test_people_see_tables_and_what_was_skipped(run_cli, quick, monkeypatch):
     assert "one thread" in lines[0]
     assert [line.split()[0] for line in lines[3:6]] == ["generate", "attached", "exiting"]
     assert lines[4].endswith(" same")
+    assert [line.split() for line in lines[-4:] if line[:1].isdigit() or line.startswith("server")][-1][0] == "4"
     assert lines[-1] == "skipped decision: No module named 'stable_baselines3'"
 
 

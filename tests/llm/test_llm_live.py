@@ -177,12 +177,12 @@ def test_the_account_is_that_of_the_same_decisions_in_the_environment(lm, layers
     prices = build_prices((live.emulator,), trace)
     rows = Rows(build_world(scenario, trace, "train", live.emulator.workload, prices), 1)
     rows.reset(np.array([5]), np.zeros(1, np.int64))
-    told = []
+    told, before = [], 0.0  # waking counts as part of the first step
     for action in controller.actions:
         assert not rows.state[0]["done"]
-        before = float(rows.state[0]["clock_s"])
         rows.step(np.array([[action]]))
         told.append(float(rows.state[0]["clock_s"]) - before)
+        before = float(rows.state[0]["clock_s"])
     assert rows.state[0]["done"]
     replayed = as_dict(rows.figures()[0])
     for name in (

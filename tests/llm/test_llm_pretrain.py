@@ -49,6 +49,14 @@ def story(number):
     return f"Story {number}. {animals}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts():
+    """Hardly any answer fits a context of 32 tokens: do not look through all prompts for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clone_rl.llm.samples._MOST_PROMPTS", 1000)
+        yield
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
