@@ -81,7 +81,8 @@ def test_the_functions_are_not_hidden_by_modules_and_need_no_torch():
 
 
 @pytest.mark.parametrize("name", baselines())
-def test_the_compiled_loop_equals_the_same_decisions_step_by_step(name, control):
+def test_the_compiled_loop_equals_the_same_decisions_step_by_step(name, control, monkeypatch):
+    monkeypatch.setattr("clone_rl.agents.heuristics.dqn._UPDATES", 10)  # whatever it learns
     spec = find_baseline(name)
     controller = spec.make(control, spec.fit(control, LOOSE, 0, spec.start(control, LOOSE, 0)))
     documents = np.array([3])

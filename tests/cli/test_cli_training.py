@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from clone_rl.agents.heuristics import Pace
 from clone_rl.agents.policy import Policy
 from clone_rl.cli.run_folder import command_line, create_run, free_name, read_config, write_json
 from clone_rl.errors import BadFileError, RunExistsError
@@ -92,7 +91,7 @@ def test_an_interrupted_training_keeps_its_checkpoint_and_can_be_finished(run_cl
     arguments = (
         "train",
         "--steps",
-        "6144",
+        "4096",
         *SMALL,
         "--checkpoint-every",
         "2",
@@ -122,15 +121,14 @@ def test_an_interrupted_training_keeps_its_checkpoint_and_can_be_finished(run_cl
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
 
     result = run_cli("train", "--resume", "runs/train", "--json").json
-    assert result["decisions"] == 6144
+    assert result["decisions"] == 4096
     assert result["rows"][-1]["name"] == "train"
     assert Policy.load("runs/train").card["warm_start"] is not None
 
 
 @pytest.mark.slow
 def test_a_demo_does_the_three_jobs_and_says_what_is_documented(run_cli, here, monkeypatch):
-    # Tuning on the shipped traces takes most of the time and has tests of its own.
-    monkeypatch.setattr("clone_rl.agents.ppo.tune_pace", lambda control, *_: Pace(control.points, 0.97, 2.0, 0, 1))
+    # Tuning and cloning on the shipped traces take most of the time and have tests of their own.
     monkeypatch.setattr("clone_rl.cli.controllers.QUICK_TRIALS", 1)
     monkeypatch.setattr("clone_rl.agents.ppo._CLONE_STEPS", 20)
     result = run_cli("demo", "--steps", "8192", "--runs", "runs", "--max-new-tokens", "12", "--json").json

@@ -181,12 +181,12 @@ def test_finished_cells_are_not_worked_on_again_and_a_torn_line_is(finished, stu
     journal = folder / "cells.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     worked = []
-    real = granularity.search_cell
-    monkeypatch.setattr(granularity, "search_cell", lambda cell: worked.append(cell.name) or real(cell))
+    real = granularity.oracle_cell
+    monkeypatch.setattr(granularity, "oracle_cell", lambda cell: worked.append(cell.name) or real(cell))
     assert run_study(study, folder) == found
     assert not worked
-    # The second cell's search is the second line: half of it is left, and nothing of what follows.
-    journal.write_bytes(lines[0] + lines[1][:-20])
+    # The second cell's oracles are the fourth line, after two searches: part of it is left, and nothing of what follows.
+    journal.write_bytes(b"".join(lines[:3]) + lines[3][:-20])
     assert run_study(study, folder) == found
     assert len(worked) == 1
     assert journal.read_bytes() == b"".join(lines)

@@ -38,6 +38,9 @@ def test_regret_is_energy_over_that_of_the_oracle_on_the_same_requests(control, 
     which = spread(9, 2)
     documents, keys = control.traces.documents("test")[which], 3 + which
     oracle_j = oracle_set(control, "test", documents, keys, LIMITS, gap=1.0).energy_j
+    stopping = best_depths(control.traces, "test", LIMITS)
+    given = [stopping[control.traces.offset[d] : control.traces.offset[d + 1]] for d in documents]
+    stopping_j = oracle_set(control, "test", documents, keys, LIMITS, given, gap=1.0).energy_j
     for row, controller in zip(judged.rows, (FAST, SLOW, PACE), strict=True):
         spent = run_requests(control, controller, "test", control.traces.documents("test"), 3)["energy_j"][which].sum()
         depths = recorded_depths(control, controller, "test", documents, keys)
@@ -48,9 +51,6 @@ def test_regret_is_energy_over_that_of_the_oracle_on_the_same_requests(control, 
         low, high = row["regret_ci"]
         assert low - 1e-12 <= row["regret"] <= high + 1e-12
         assert row["regret_requests"] == 2
-        stopping = best_depths(control.traces, "test", LIMITS)
-        given = [stopping[control.traces.offset[d] : control.traces.offset[d + 1]] for d in documents]
-        stopping_j = oracle_set(control, "test", documents, keys, LIMITS, given, gap=1.0).energy_j
         assert row["causal_regret"] == pytest.approx(stopping_j / oracle_j - 1.0, rel=1e-9)
         assert row["causal_regret"] < row["exit_regret"]
     fast, slow, pace = judged.rows

@@ -299,9 +299,11 @@ def test_every_baseline_is_made_again_by_what_it_says_of_itself(control, name):
 
 
 def test_the_oracle_is_asked_again_where_that_is_wanted(control, tmp_path):
-    found = evaluate(control, [FAST, PACE], "test", 3, requests=3, oracle_requests=1)
+    found = evaluate(control, [PACE], "test", 3, requests=3, oracle_requests=1)
     write_rows(tmp_path / "rows.csv", found.requests)
     rows = read_rows(tmp_path / "rows.csv")
-    assert oracle_mismatches(groups(rows, tmp_path / "rows.csv")) == []
+    right_j = rows[0]["oracle_j"]
     rows[0]["oracle_j"] *= 1.01
-    assert [(m.row, m.figure) for m in oracle_mismatches(groups(rows, tmp_path / "rows.csv"))] == [(1, "oracle_j")]
+    # One is off; all others are what they were, or they would be found too.
+    (wrong,) = oracle_mismatches(groups(rows, tmp_path / "rows.csv"))
+    assert (wrong.row, wrong.figure, wrong.replayed) == (1, "oracle_j", right_j)

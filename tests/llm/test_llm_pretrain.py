@@ -24,7 +24,7 @@ from clone_rl.llm.pretrain import (
     quantised,
     training_states,
 )
-from clone_rl.llm.prompts import make_prompt
+from clone_rl.llm.prompts import make_prompt, reserved_texts
 from clone_rl.llm.quantise import fake_quantise, weight_bits
 from clone_rl.llm.recipe import Recipe, recipe_from
 from clone_rl.llm.release import release
@@ -51,16 +51,19 @@ def story(number):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_prompts():
-    """Hardly any answer fits a context of 32 tokens: do not look through all prompts for one."""
+    """Hardly any answer fits a context of 32 tokens: do not look through all prompts for one, nor write the reserved anew."""
+    reserved = reserved_texts()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clone_rl.llm.samples._MOST_PROMPTS", 1000)
+        for module in ("windows", "report"):
+            patch.setattr(f"clone_rl.llm.{module}.reserved_texts", lambda: reserved)
         yield
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    (folder / "tales.txt").write_text("\n\n\n".join(map(story, range(1400))), encoding="utf-8")
+    (folder / "tales.txt").write_text("\n\n\n".join(map(story, range(700))), encoding="utf-8")
     return folder
 
 

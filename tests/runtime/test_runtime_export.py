@@ -383,10 +383,9 @@ def test_a_policy_is_tabulated_in_its_scenario(control):
     seen = collect(control, policy, "test", 2000, 9)
     usual = np.bincount(policy.act(seen)[:, 0]).max() / len(seen)
     assert (best.act(seen) == policy.act(seen)).mean() > max(0.9, usual)
-    again = tabulate(policy, control, observations=4000)
-    assert [c.table.sha256 for c in again] == [c.table.sha256 for c in found]
     sizes = sorted(candidate.table.rom_bytes for candidate in found)
-    assert tabulate(policy, control, rom_bytes=sizes[0], observations=4000)[0].table.rom_bytes == sizes[0]
+    again = tabulate(policy, control, rom_bytes=sizes[2], observations=4000)
+    assert [c.table.sha256 for c in again] == [c.table.sha256 for c in found if c.table.rom_bytes <= sizes[2]]
     with pytest.raises(BadValueError, match="the smallest table takes"):
         tabulate(policy, control, rom_bytes=sizes[0] - 1, observations=4000)
 

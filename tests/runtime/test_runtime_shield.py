@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clone_rl.agents.controller import LayerCost, RuleController
+from clone_rl.agents.heuristics import Chance, Fixed
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.rule import rule
@@ -189,9 +190,6 @@ class WildRule(NamedTuple):
 
 @rule(WildRule)
 def _wild(self, observation, memory, action):
-    if self.how < 0:
-        action[0] = 7
-        return
     if memory[0] == 0.0:  # no two requests are alike
         memory[0] = 1.0 + np.floor(1e6 * abs(observation[12] + 3.0 * observation[13] + 7.0 * observation[10]))
     memory[0] = (memory[0] * 48271.0) % 2147483647.0
@@ -232,7 +230,11 @@ def test_none_of_a_hundred_thousand_requests_misses():
         control = load_control("layer", scenario, "test", slack_low=low, slack_high=high, policy_macs=MACS)
         shield = Shield.of(control)
         documents, seed = rng.choice(control.traces.documents("test"), 1000), 10_000 * number
-        top = PolicyRunner(control, Wild(-1)).run(documents, seed)["late"] == 0
+        # Rules that ship need not be compiled anew for this test.
+        top = PolicyRunner(control, Fixed("top", 7)).run(documents, seed)["late"] == 0
+        for bare in (Fixed("slowest", 0), Chance(8, 1 / 9)):
+            late = PolicyRunner(control, bare).run(documents[:250], seed)["late"] > 0
+            bare_misses += int((late & top[:250]).sum())
         for how in range(5):
             runner = PolicyRunner(control, Wild(how), shield)
             late = runner.run(documents, seed)["late"] > 0
@@ -240,11 +242,9 @@ def test_none_of_a_hundred_thousand_requests_misses():
             assert runner.guards.failed.any() == (how == 3)
             assert runner.guards.overruled.any() or scenario == "dram-wall" or how == 4
             requests, feasible_ones = requests + len(documents), feasible_ones + int(top.sum())
-            if how in (0, 1):
-                bare_misses += int((PolicyRunner(control, Wild(how)).run(documents, seed)["late"] > 0)[top].sum())
     assert requests > 100_000
     assert feasible_ones > 60_000
-    assert bare_misses > 20_000
+    assert bare_misses > 5_000
 
 
 # Hosts whose clock is what they say.
