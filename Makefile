@@ -3,8 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# In the order of files: xdist would put those of few, long tests last, where one core waits for the other.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2 --dist loadfile
 OLDEST := build/transformers-4.57
 COMPAT := $(wildcard tests/llm/test_llm_stepper.py tests/llm/test_llm_families.py tests/llm/test_llm_generation.py \
 	tests/llm/test_llm_exits.py tests/llm/test_llm_env.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
