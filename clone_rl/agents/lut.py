@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import RuleController
-from clone_rl.agents.policy import Policy
+from clone_rl.agents.policy import Policy, write_with_card
 from clone_rl.agents.rule import rule
 from clone_rl.envs.kernel import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError
-from clone_rl.files import replacing
 from clone_rl.hw_emulator.asic import POLICY_INPUTS
 
 FORMAT = "lut-1"
@@ -209,7 +208,7 @@ class LutPolicy(RuleController):
         """Hash of ``content``: of the file, wherever it lies."""
         return hashlib.sha256(self.content).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
         card = {
             **self.card,
@@ -223,12 +222,7 @@ class LutPolicy(RuleController):
             "steps": self.steps,
             "sha256": self.sha256,
         }
-        for target, content in (
-            (path, self.content),
-            (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode()),
-        ):
-            with replacing(target) as aside:
-                aside.write_bytes(content)
+        write_with_card(path, self.content, card)
 
     @classmethod
     def load(cls, path: str | Path) -> LutPolicy:

@@ -227,7 +227,6 @@ class Policy(RuleController):
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` (.safetensors) and the card beside it (.json); each appears complete or not at all."""
-        path = Path(path)
         card = {
             **self.card,
             "format": FORMAT,
@@ -237,12 +236,15 @@ class Policy(RuleController):
             "probes": self.probes,
             "sha256": self.sha256,
         }
-        for target, content in (
-            (path, self.content),
-            (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode()),
-        ):
-            with replacing(target) as aside:
-                aside.write_bytes(content)
+        write_with_card(path, self.content, card)
+
+
+def write_with_card(path: str | Path, content: bytes, card: dict[str, Any]) -> None:
+    """Write a file and the card beside it (.json); each appears complete or not at all."""
+    path = Path(path)
+    for target, data in ((path, content), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
+        with replacing(target) as aside:
+            aside.write_bytes(data)
 
 
 def policy_names() -> list[str]:

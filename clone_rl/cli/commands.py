@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from clone_rl.errors import BadFileError, StoppedError, UnknownNameError
+from clone_rl.errors import BadFileError, StoppedError
 
 
 def _control(options: argparse.Namespace, split: str = "train") -> Any:
@@ -85,6 +85,7 @@ def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     """A model in a scenario with a controller in its loop: ``(session, runtime controller)``."""
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
+    from clone_rl.envs.live import service_level
     from clone_rl.llm.live import LiveSession
     from clone_rl.llm.model import load_model
     from clone_rl.runtime import RuntimeController
@@ -94,10 +95,7 @@ def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     runtime = RuntimeController(controller, control.points)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
-        classes = {level.name: level for level in scenario.slo}
-        if wanted not in classes:
-            raise UnknownNameError("service level", wanted, classes)
-        scenario = replace(scenario, slo=(classes[wanted],))
+        scenario = replace(scenario, slo=(service_level(scenario, wanted),))
     return LiveSession(load_model(options.model), scenario), runtime
 
 

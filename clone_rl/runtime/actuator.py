@@ -15,6 +15,16 @@ class Actuator(Protocol):
         ...
 
 
+def check_point(operating_point: int, points: int) -> None:
+    """Refuse a point that is none.
+
+    Raises:
+        BadValueError: Below 0, or not below ``points``.
+    """
+    if not 0 <= operating_point < points:
+        raise BadValueError(f"operating point {operating_point}", f"0 to {points - 1}")
+
+
 class EmulatedActuator:
     """Keeps the operating point of an emulated chip.
 
@@ -37,7 +47,6 @@ class EmulatedActuator:
         Raises:
             BadValueError: The chip has no such point.
         """
-        if not 0 <= operating_point < self.points:
-            raise BadValueError(f"operating point {operating_point}", f"0 to {self.points - 1}")
+        check_point(operating_point, self.points)
         self.changes += operating_point != self.operating_point
         self.operating_point = operating_point

@@ -6,18 +6,19 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from clone_rl.errors import BadValueError, DeviceError
+from clone_rl.errors import BadValueError
 from clone_rl.runtime import zeus
-from clone_rl.runtime.actuators.points import check_point, spread
+from clone_rl.runtime.actuator import check_point
+from clone_rl.runtime.actuators.closing import Closing
+from clone_rl.runtime.actuators.points import spread
 
 _LOG = logging.getLogger(__name__)
 _HZ_PER_MHZ = 10**6
 
 
-class NvmlActuator:
+class NvmlActuator(Closing):
     """Locks the clock of a GPU to the frequency of an operating point.
 
     NVML does not tell which lock was there before: ``close``, the end of a ``with`` block and that of Python take away
@@ -84,17 +85,6 @@ class NvmlActuator:
             DeviceError: The driver refuses.
         """
         self._restore()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self.close()
-        except DeviceError as left:
-            if error is None:
-                raise
-            error.add_note(str(left))
 
 
 def _reset(gpu: Any, index: int, locked: list[int], owner: int) -> None:

@@ -47,13 +47,3 @@ def between(lowest_hz: int, highest_hz: int, points: int, step_hz: int = 1) -> t
     """
     gaps = max(points - 1, 1)
     return spread([lowest_hz + (highest_hz - lowest_hz) * i // gaps // step_hz * step_hz for i in range(gaps + 1)], points)
-
-
-def check_point(operating_point: int, points: int) -> None:
-    """Refuse a point that is none.
-
-    Raises:
-        BadValueError: Below 0, or not below ``points``.
-    """
-    if not 0 <= operating_point < points:
-        raise BadValueError(f"operating point {operating_point}", f"0 to {points - 1}")

@@ -9,13 +9,12 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from clone_rl.errors import BadValueError, CloneRLError, DeviceError
 from clone_rl.runtime import sysfs
+from clone_rl.runtime.actuator import check_point
+from clone_rl.runtime.actuators.closing import Closing
 from clone_rl.runtime.actuators.frequency_node import FrequencyNode
-from clone_rl.runtime.actuators.points import check_point
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class _Limits:
                 sysfs.release(self.held)
 
 
-class SysfsActuator:
+class SysfsActuator(Closing):
     """Holds a device at the frequency of an operating point, by setting both of its limits to it.
 
     It opens two files for writing (one, ``scaling_setspeed``, where the governor is already ``userspace``) and changes no
@@ -165,14 +164,3 @@ class SysfsActuator:
         """
         with self._lock:
             self._restore()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self.close()
-        except DeviceError as left:
-            if error is None:
-                raise
-            error.add_note(str(left))
