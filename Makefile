@@ -23,14 +23,18 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(READY)
 	$(BIN)/clone-rl demo
 
-test: lint types docs floors unit compat notebooks wheel
+# What leaves a core idle goes two at a time; what fails soonest comes first.
+test: $(READY)
+	$(MAKE) -j 2 --output-sync lint types docs floors $(OLDEST)/.ready
+	$(MAKE) unit compat
+	$(MAKE) -j 2 --output-sync notebooks wheel
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -55,7 +59,7 @@ unit: $(READY)
 
 $(OLDEST)/.ready: constraints-4.57.txt $(READY)
 	rm -rf $(OLDEST)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(OLDEST) -r constraints-4.57.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile --no-deps --target $(OLDEST) -r constraints-4.57.txt
 	touch $@
 
 # The oldest supported transformers, in front of the environment's own, so that torch is installed once.
@@ -71,7 +75,7 @@ wheel: $(READY)
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/python -m build -q --wheel --outdir build/wheel .
 	$(PYTHON) -m venv build/wheel/env
-	build/wheel/env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt build/wheel/*.whl
+	build/wheel/env/bin/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt build/wheel/*.whl
 	cd build/wheel && env/bin/clone-rl --version
 	cd build/wheel && env/bin/clone-rl chip cost --model default
 	cd build/wheel && env/bin/python -c "import clone_rl.hw_emulator.validation as v; assert v.validate()"

@@ -1,15 +1,12 @@
 """Small synthetic traces that every test of the lower floors shares."""
 
-import hashlib
-import os
-import tempfile
-from pathlib import Path
+import signal
 
-# Numba's cache does not notice a change in a function that another file calls: key it by all compiled sources.
-_COMPILED = ("envs/*.py", "hw_emulator/*.py", "agents/heuristics/*.py", "agents/policy.py", "agents/lut.py")
-_SOURCES = sorted(path for part in _COMPILED for path in (Path(__file__).parent.parent / "clone_rl").glob(part))
-_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES))
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"clone-rl-numba-{_STAMP.hexdigest()[:16]}"))
+from compiled_code import keep_compiled_code
+
+keep_compiled_code()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+from compiled_code import keep_compiled_code
 from nbclient import NotebookClient
 
 
@@ -21,6 +22,7 @@ def execute(path: Path) -> None:
 
 def main() -> int:
     notebooks = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+    keep_compiled_code()
     # A notebook's shell commands are those of the environment that it runs in.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with ThreadPoolExecutor(2) as pool:
