@@ -127,6 +127,7 @@ def reset(s: Any, missing: Any, world: World, seed: int, episode: int, document:
     s.clock_s, s.slot, s.slot_end_s = chip.wake_s, 0, rules.slot_s
     share = s.to_busy / (s.to_busy + s.to_idle)
     s.busy = 1 if uniform(seed, episode, INTERFERENCE, 0) < share else 0
+    s.stretch = s.slowdown if s.busy else 1.0
     s.slo, s.ttft_s, s.tpot_s = slo, world.slo[slo, 0] * slack, world.slo[slo, 1] * slack
     s.first_s, s.last_s, s.due_s = 0.0, 0.0, s.ttft_s
     s.ttft_shown, s.tpot_shown = s.ttft_s / rules.max_ttft_s, s.tpot_s / rules.max_tpot_s
@@ -169,7 +170,7 @@ def place(s: Any, world: World, lacking: int) -> int:
 @inlined
 def _stretched(s: Any, rate: Any, latency_s: float, energy_j: float, heat_j: float) -> Any:
     """A price as things stand now, with the co-runner and leakage: ``(seconds, joules, heat)``."""
-    seconds = latency_s * (s.slowdown if s.busy else 1.0)
+    seconds = latency_s * s.stretch
     stalled_s, leakage_j = seconds - latency_s, seconds * rate.leakage_w * s.growth
     return seconds, energy_j + stalled_s * rate.stall_w + leakage_j, heat_j + stalled_s * rate.stall_heat_w + leakage_j
 
@@ -191,6 +192,7 @@ def _next_slots(s: Any, slot_s: float) -> None:
             s.busy = 0 if draw < s.to_idle else 1
         else:
             s.busy = 1 if draw < s.to_busy else 0
+    s.stretch = s.slowdown if s.busy else 1.0
 
 
 @inlined
@@ -259,7 +261,7 @@ def need_s(s: Any, missing: Any, world: World, point: int) -> float:
     The switch to the point counts, and a decision for every layer; a controller that decides once per token takes a bit less.
     """
     quiet = world.prices.head_s[s.variant, point] + _layers_s(s, missing, world, point)
-    seconds = quiet * (s.slowdown if s.busy else 1.0)
+    seconds = quiet * s.stretch
     return float(seconds + world.prices.switch_s[s.variant, s.point, point])
 
 
@@ -278,11 +280,12 @@ def look_ahead(s: Any, missing: Any, world: World, highest: int) -> Any:
             if need_s(s, missing, world, point) <= left:
                 return need, point
         return need, highest
-    count, stretch = float(rules.layers - s.layer), s.slowdown if s.busy else 1.0
+    count, stretch = float(rules.layers - s.layer), s.stretch
     layer_s, head_s, switch_s = world.layer_s[v, 0, place(s, world, 0)], prices.head_s[v], prices.switch_s[v, s.point]
-    lowest = 0
-    while lowest < highest and (head_s[lowest] + count * layer_s[lowest]) * stretch + switch_s[lowest] > left:
-        lowest += 1
+    lowest = highest
+    for point in range(len(head_s)):  # all of them: leaving the loop early is a branch that no processor foresees
+        fits = (head_s[point] + count * layer_s[point]) * stretch + switch_s[point] <= left
+        lowest = min(lowest, point if fits else highest)
     return (head_s[highest] + count * layer_s[highest]) * stretch + switch_s[highest], lowest
 
 
@@ -416,8 +419,7 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any) -> Any:
     if exits:
         seconds, piece_j, piece_heat_j = _leave(s, missing, world)
     else:
-        wanted = action if action < points and may_change(s, rules) else s.point
-        wanted = min(wanted, top_point(s, world))
+        wanted = np.uint32(min(action if action < points and may_change(s, rules) else s.point, top_point(s, world)))
         if wanted != s.point:
             stall_s, stall_j, stall_heat_j = _switch(s, world, wanted)
             switches = 1.0

@@ -22,20 +22,21 @@ STATE = np.dtype(
         ("due_s", "f8"),  # when the next token is due
         ("ttft_s", "f8"),  # targets, slack included
         ("tpot_s", "f8"),
-        ("slowdown", "f8"),  # while the co-runner is busy
+        ("stretch", "f8"),  # of latencies by the co-runner, at this moment
         ("sure", "f4"),  # the probe at the last boundary read, as observed: see ``trace.scaled_signals``
         ("sure_before", "f4"),
         ("kl_shown", "f4"),
         ("ttft_shown", "f4"),  # as observed, as are the next two
         ("tpot_shown", "f4"),
         ("length_shown", "f4"),  # predicted response length
-        ("token", "i4"),  # tokens emitted so far; 0 is prefill
-        ("layer", "i4"),  # next layer to run
-        ("point", "i4"),
+        # unsigned where it is an index: compiled code need not ask whether to count from the end
+        ("token", "u4"),  # tokens emitted so far; 0 is prefill
+        ("layer", "u4"),  # next layer to run
+        ("point", "u4"),
         ("busy", "i4"),
         ("prompt", "i4"),
         ("row", "i4"),  # first token of the document in the world's columns
-        ("variant", "i4"),  # which of the world's chips
+        ("variant", "u4"),  # which of the world's chips
         ("slot", "i4"),
         ("step", "i4"),
         ("done", "i4"),
@@ -48,6 +49,7 @@ STATE = np.dtype(
         ("slo", "i4"),
         ("seed", "i8"),
         ("episode", "i8"),
+        ("slowdown", "f8"),  # while the co-runner is busy
         ("to_busy", "f8"),  # probability per slot
         ("to_idle", "f8"),
         ("first_s", "f8"),  # when the first token came
