@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from clone_rl.agents.request_costs import Costs
-from clone_rl.envs.kernel import compiled, inlined
+from clone_rl.envs.compiling import compiled, inlined
 
 _ULPS = 1e-9  # of a bucket: durations are sums of floats
 _NEVER = 1e30  # joules; an infinity would not interpolate

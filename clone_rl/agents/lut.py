@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import RuleController
 from clone_rl.agents.policy import Policy, write_with_card
 from clone_rl.agents.rule import rule
-from clone_rl.envs.kernel import inlined
+from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
 from clone_rl.envs.signals import EXTRA_SIGNALS

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.envs.compiling import compiled
 from clone_rl.envs.control import Control
-from clone_rl.envs.kernel import compiled
 from clone_rl.envs.prices import undisturbed
 from clone_rl.envs.randomness import INTERFERENCE, uniform
 from clone_rl.envs.rows import Rows

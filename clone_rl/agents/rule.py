@@ -20,7 +20,7 @@ import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import compiled
+from clone_rl.envs.compiling import compiled
 
 F = TypeVar("F", bound=Callable[..., None])
 

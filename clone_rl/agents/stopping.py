@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import compiled
+from clone_rl.envs.compiling import compiled
 from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import SPLITS, TraceSet
 

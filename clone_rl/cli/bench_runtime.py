@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -98,47 +99,50 @@ def _prompts(lm: Any) -> list[Any]:
     return [torch.tensor([lm.encode(prompt.text)]) for prompt in make_prompts("test", _PER_KIND)]
 
 
-def generation_jobs(lm: Any) -> dict[str, Callable[..., list[Any]]]:
-    """The answers to a few prompts each: the model's own, with a controller that never exits, and with the shipped policy."""
+def generation_jobs(lm: Any, prompts: list[Any]) -> dict[str, Callable[..., list[int]]]:
+    """The answer to a prompt by its number: the model's own, under a controller that never exits, under the shipped policy."""
     import torch
 
     from clone_rl.llm.sampling import Sampling
     from clone_rl.runtime import ControlledDecoding
 
-    prompts, drawn, ends = _prompts(lm), Sampling(), sorted(lm.end_ids)
+    drawn, ends = Sampling(), sorted(lm.end_ids)
 
-    def job(controller: Any) -> Callable[..., list[Any]]:
-        def answers(sample: bool = True) -> list[Any]:
+    def job(controller: Any) -> Callable[..., list[int]]:
+        def answer(number: int, sample: bool = True) -> list[int]:
             sampled = {"do_sample": True, "temperature": drawn.temperature, "top_k": drawn.top_k}
-            options = sampled if sample else {"do_sample": False}
-            found = []
-            for number, ids in enumerate(prompts):
-                torch.manual_seed(number)
-                out = lm.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), custom_generate=controller, max_new_tokens=_NEW,
-                    eos_token_id=ends, pad_token_id=ends[0], **options,
-                )  # fmt: skip
-                found.append(out[0, ids.shape[1] :].tolist())
-            return found
+            options, ids = sampled if sample else {"do_sample": False}, prompts[number]
+            torch.manual_seed(number)
+            out = lm.model.generate(
+                ids, attention_mask=torch.ones_like(ids), custom_generate=controller, max_new_tokens=_NEW,
+                eos_token_id=ends, pad_token_id=ends[0], **options,
+            )  # fmt: skip
+            return out[0, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
 
-        return answers
+        return answer
 
     never, exiting = (ControlledDecoding.load(name, lm) for name in ("performance", POLICY))
     return {"generate": job(None), "attached": job(never), "exiting": job(exiting)}
 
 
 def generation_figures(seconds: float) -> Section:
-    """Tokens per CPU second, and their ratios to plain ``generate``.
+    """Tokens per CPU second, and their ratios to plain ``generate``: medians over answers that neighbour each other.
 
     Args:
         seconds: CPU time to spend at least.
     """
     from clone_rl.llm.model import load_model
 
-    jobs = generation_jobs(load_model())
-    same = jobs["generate"](sample=False) == jobs["attached"](sample=False)
-    tokens = {name: sum(map(len, job())) for name, job in jobs.items()}
-    speeds = {name: [tokens[name] / s for s in times] for name, times in interleaved(jobs, seconds).items()}
+    lm = load_model()
+    prompts = _prompts(lm)
+    jobs, numbers = generation_jobs(lm, prompts), range(len(prompts))
+    same = all(jobs["generate"](number, sample=False) == jobs["attached"](number, sample=False) for number in numbers)
+    speeds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in numbers:
+        tokens = {name: len(job(number)) for name, job in jobs.items()}
+        asked = {name: partial(job, number) for name, job in jobs.items()}
+        for name, times in interleaved(asked, seconds / len(prompts)).items():
+            speeds[name] += [tokens[name] / s for s in times]
     ratios: dict[str, float | None] = {
         f"{name}_vs_generate_tokens_per_s": median(
             ours / theirs for ours, theirs in zip(speeds[name], speeds["generate"], strict=True)

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import World, compiled
+from clone_rl.envs.compiling import compiled
+from clone_rl.envs.kernel import World
 from clone_rl.envs.prices import Prices
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.trace import TraceSet, load_traces

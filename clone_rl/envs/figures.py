@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clone_rl.envs.kernel import inlined
+from clone_rl.envs.compiling import inlined
 
 FIGURES = np.dtype(
     [

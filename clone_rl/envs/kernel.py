@@ -16,13 +16,12 @@ fewer positions (a layer with a window sees the last ones that it has).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from clone_rl.envs.compiling import compiled, inlined
 from clone_rl.envs.prices import Prices, undisturbed
 from clone_rl.envs.randomness import INTERFERENCE, REQUEST, uniform
 from clone_rl.envs.state import (
@@ -43,20 +42,6 @@ from clone_rl.envs.state import (
 )
 from clone_rl.hw_emulator.cost import highest_allowed, idle_heat, idle_power, leakage_growth, leakage_ratio, warm, work_latency
 from clone_rl.hw_emulator.emulator import LAYER
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
-
-
-def compiled(function: F, cache: bool = True) -> F:
-    """Compile without reference counts, which would be nine tenths of a step: what it runs neither keeps nor makes arrays."""
-    return cast(F, njit(**{**_OPTIONS, "cache": cache})(function))
-
-
-def inlined(function: F) -> F:
-    """The same, into its callers: a call puts every array of the world on the stack, which takes longer than most callees."""
-    return cast(F, njit(forceinline=True, **_OPTIONS)(function))
 
 
 class World(NamedTuple):
@@ -419,7 +404,8 @@ def _act(s: Any, missing: Any, world: World, action: int, decision: Any) -> Any:
     if exits:
         seconds, piece_j, piece_heat_j = _leave(s, missing, world)
     else:
-        wanted = np.uint32(min(action if action < points and may_change(s, rules) else s.point, top_point(s, world)))
+        wanted: Any = min(action if action < points and may_change(s, rules) else s.point, top_point(s, world))
+        wanted = np.uint32(wanted)  # as ``s.point`` is: not counted from the end
         if wanted != s.point:
             stall_s, stall_j, stall_heat_j = _switch(s, world, wanted)
             switches = 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clone_rl.envs.kernel import World, inlined, look_ahead, top_point
+from clone_rl.envs.compiling import inlined
+from clone_rl.envs.kernel import World, look_ahead, top_point
 from clone_rl.envs.signals import observe_signals
 
 OBSERVATION = (

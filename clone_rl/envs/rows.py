@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.experimental import structref
 from numpy.typing import NDArray
 
+from clone_rl.envs.compiling import compiled, entry, inlined
 from clone_rl.envs.figures import FIGURES, KPIS, write_figures, write_kpis
-from clone_rl.envs.kernel import World, compiled, hold, inlined, layer_step, reset, token_step
+from clone_rl.envs.kernel import World, hold, layer_step, reset, token_step
 from clone_rl.envs.observation import N_OBS, observe
 from clone_rl.envs.row_records import RowRecords
 from clone_rl.envs.state import AMOUNTS, PROPAGATE, STATE
@@ -208,6 +211,18 @@ class Rows:
         self._finals: tuple[NDArray[Any], ...] = ended, last, np.zeros(count, FIGURES), np.zeros(count, KPIS)
         self.machine = Machine(world, self.state, self.missing, self.pending, *self._finals)
 
+    @cached_property
+    def _advance(self) -> Callable[..., int]:
+        real, truths = types.float64, types.boolean[:, ::1]
+        arrays = types.float32[:, ::1], real[::1], truths, real[:, ::1]
+        signature = typeof(self.machine), types.int64[:, ::1], types.int64, types.boolean, *arrays
+        return partial(entry(_step_rows, *signature), self.machine)
+
+    @cached_property
+    def _advance_first(self) -> Callable[..., Any]:
+        signature = typeof(self.machine), types.int64, types.float32[::1], types.float64[::1]
+        return partial(entry(_step_one, *signature), self.machine)
+
     def reset(
         self,
         seeds: NDArray[np.int64],
@@ -242,7 +257,7 @@ class Rows:
         observation = np.empty((self.count, self.width), np.float32)
         reward, ends = np.empty(self.count), np.empty((3, self.count), np.bool_)
         amounts = np.empty((self.count, len(AMOUNTS)))
-        count = _step_rows(self.machine, actions, limit, autoreset, observation, reward, ends, amounts)
+        count = self._advance(actions, limit, autoreset, observation, reward, ends, amounts)
         return Outcome(observation, reward, ends[0], ends[1], ends[2], amounts, count)
 
     def finals(self, episodes: int) -> Finals:
@@ -258,7 +273,7 @@ class Rows:
             action: Already checked.
         """
         observation, amounts = np.empty(self.width, np.float32), np.empty(len(AMOUNTS))
-        reward, done = _step_one(self.machine, action, observation, amounts)
+        reward, done = self._advance_first(action, observation, amounts)
         return observation, reward, done, amounts
 
     def figures(self) -> NDArray[np.void]:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.envs.kernel import compiled, inlined
+from clone_rl.envs.compiling import compiled, inlined
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.envs.state import EXACT, GROUP_LEVEL, LAYER_LEVEL, PHASE_LEVEL, TOKEN_LEVEL

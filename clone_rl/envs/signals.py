@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clone_rl.envs.kernel import World, inlined
+from clone_rl.envs.compiling import inlined
+from clone_rl.envs.kernel import World
 from clone_rl.envs.trace import HIDDEN
 
 EXTRA_SIGNALS = (*HIDDEN, "margin", "entropy", "depth")

@@ -85,6 +85,7 @@ class Anatomy:
         model: The ``transformers`` model.
         decoder: What runs between tokens and final states.
         layers: The decoder layers, in order.
+        norm: The final norm, where one was found.
         width: Size of the residual stream.
         context: Longest sequence, tokens.
         tokens: Size of the vocabulary, as the embedding has it.
@@ -108,7 +109,7 @@ class Anatomy:
         if self._head is None:
             raise UnsupportedModelError(f"{type(self.model).__name__} has no language-modelling head")
         norms = [m for m in self.decoder.children() if getattr(getattr(m, "weight", None), "shape", None) == (self.width,)]
-        self._norm = norms[-1] if norms else None
+        self.norm = norms[-1] if norms else None
         self.direct, self.wraps = False, False
         self._prove()
 
@@ -144,8 +145,8 @@ class Anatomy:
         Returns:
             (batch, tokens, vocabulary) logits, as the model itself would finish them.
         """
-        if self.direct and self._norm is not None:
-            return self._head(self._norm(hidden))  # type: ignore[no-any-return]
+        if self.direct and self.norm is not None:
+            return self._head(self.norm(hidden))  # type: ignore[no-any-return]
         with replaced(self.layers, [lambda *_a, **_k: (hidden,) if self.wraps else hidden] * len(self.layers)):
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
             return self.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
@@ -174,10 +175,10 @@ class Anatomy:
                 f"{name}: its layers pass states of shape {tuple(last.shape)}, not (batch, tokens, {self.width})"
             )
         self.vocab = int(expected.shape[-1])
-        if self._norm is not None:
+        if self.norm is not None:
             try:
                 # The same operations give the same bits; a soft cap changes small logits very little.
-                self.direct = same_logits(self._head(self._norm(last)), expected, _EXACT)
+                self.direct = same_logits(self._head(self.norm(last)), expected, _EXACT)
             except (RuntimeError, TypeError):  # the wrong norm for these states
                 self.direct = False
         try:

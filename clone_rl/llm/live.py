@@ -12,6 +12,7 @@ from operator import index
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Decision, LayerCost
@@ -100,15 +101,17 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+@torch.inference_mode()
 def drive(request: LiveRequest, controller: Decider) -> None:
-    """Let a controller decide until the response ends."""
-    clock_s, energy_j = request.waited_s, 0.0  # the first decision's cost includes waking
+    """Let a controller decide until the response ends; in inference mode, as entering it at every layer takes time."""
+    decide, step, observe, leaving = controller.decide, request.step, controller.observe, request.exit_action
+    before_s, before_j = request.waited_s, 0.0  # the first decision's cost includes waking
     while not request.done:
-        decision = controller.decide(request.observation)
-        before_s, before_j = clock_s, energy_j
-        request.step(request.exit_action if decision.exit else decision.operating_point)
+        decision = decide(request.observation)
+        step(leaving if decision.exit else decision.operating_point)
         clock_s, energy_j = request.clock_s, request.energy_j
-        controller.observe(LayerCost(clock_s - before_s, energy_j - before_j))
+        observe(LayerCost(clock_s - before_s, energy_j - before_j))
+        before_s, before_j = clock_s, energy_j
 
 
 class LiveSession:

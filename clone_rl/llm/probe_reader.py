@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clone_rl.envs.kernel import compiled
+from clone_rl.envs.compiling import compiled
 from clone_rl.llm.probe import KL_FROM, KL_TO, Probe
 
 _EPSILON = float(np.finfo(np.float32).eps)

@@ -111,9 +111,10 @@ class SteppedSource(ABC):
 
     def _emit(self, logits: torch.Tensor, depth: int, deep: torch.Tensor | None = None) -> None:
         at, trace = len(self.tokens), self._trace
-        token = self.choose(logits)
-        self.tokens.append(token)
-        self.ended |= self._on_token(token) is True
+        with torch.inference_mode(False), torch.no_grad():  # others' code, which may keep the tensors that it makes
+            token = self.choose(logits)
+            self.tokens.append(token)
+            self.ended |= self._on_token(token) is True
         if deep is not None:
             target = torch.tensor([token], device=self._hidden.device)
             found = exit_statistics(self.stepper.anatomy, [self._hidden[0], deep[0]], target)

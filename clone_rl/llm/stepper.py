@@ -9,10 +9,11 @@ is exactly what it was.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import DynamicCache
@@ -21,7 +22,20 @@ from clone_rl.errors import BadValueError, UnknownNameError, UnsupportedModelErr
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.llm.anatomy import Anatomy, first_tensor, replaced, same_logits
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _PROOF = (4, 2)  # tokens of the self-test: prefilled, stepped
+
+
+def inferring(method: F) -> F:
+    """``torch.inference_mode()`` for what runs at every layer: to enter a mode that is on already takes time too."""
+    entering = torch.inference_mode()(method)
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs) if torch.is_inference_mode_enabled() else entering(*args, **kwargs)
+
+    return cast(F, call)
 
 
 class _Written(Exception):  # noqa: N818
@@ -49,6 +63,10 @@ class StepCache(DynamicCache):  # type: ignore[misc]
         if self.writing:
             raise _Written
         return stored
+
+
+def _passed_on(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
 
 
 def check_kv(kv: str) -> str:
@@ -88,7 +106,10 @@ class Stepper:
         self.planning = False
         self.strategies: tuple[str, ...] = KV
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._recorders = [self._recorder] * self.layers
+        self._planned, self._recorders = list(self.anatomy.layers), [self._recorder] * self.layers
+        if self.anatomy.norm is not None and self.anatomy.direct:  # of states that no layer made: time for nothing
+            self._planned.append(self.anatomy.norm)
+            self._recorders.append(_passed_on)
         takes = inspect.signature(self.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._first: torch.Tensor | None = None
@@ -115,7 +136,7 @@ class Stepper:
         """An empty cache."""
         return StepCache(self.model.config)
 
-    @torch.inference_mode()
+    @inferring
     def prefill(self, ids: torch.Tensor, cache: StepCache) -> torch.Tensor:
         """Run a whole prompt at full depth; ``ids`` (1, P), returns the last position's logits (vocabulary,).
 
@@ -131,13 +152,13 @@ class Stepper:
             )
         return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last_only).logits[0, -1].float()  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
+    @inferring
     def plan(self, token: int, cache: StepCache) -> torch.Tensor:
         """Let the model prepare a decode step of one token; returns the hidden state before layer 0, (1, 1, hidden)."""
         self._calls, self._first, self.planning = [], None, True
         ids = torch.tensor([[token]], device=self.anatomy.device)
         try:
-            with replaced(self.anatomy.layers, self._recorders):
+            with replaced(self._planned, self._recorders):
                 self.anatomy.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
         finally:
             self.planning = False
@@ -145,7 +166,7 @@ class Stepper:
             raise UnsupportedModelError(f"the decoder called {len(self._calls)} of {self.layers} layers")
         return self._first
 
-    @torch.inference_mode()
+    @inferring
     def run(self, index: int, hidden: torch.Tensor, cache: StepCache) -> torch.Tensor:
         """Run one decoder layer of the planned token; it stores its keys and values.
 
@@ -197,7 +218,7 @@ class Stepper:
                 hidden = self.run(index, hidden, cache)
         return hidden
 
-    @torch.inference_mode()
+    @inferring
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """What leaving at this state (1, 1, hidden) would emit: (vocabulary,)."""
         return self.anatomy.tail(hidden)[0, -1].float()
@@ -276,7 +297,7 @@ class Stepper:
         lengths = {cache.layers[index].get_seq_length() for index in cache.storing if index > 0}
         return bool(hidden.isfinite().all()) and lengths <= {last + (1 if kv == "skip" else 2)}
 
-    @torch.inference_mode()
+    @inferring
     def _indifferent(self, token: int, cache: StepCache) -> bool:
         """Whether it does not matter in which order a layer's cached positions lie.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Controller, RuleController
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import decide
+from clone_rl.envs.compiling import entry
 from clone_rl.errors import BadValueError
 
 NOT_FINITE = -(2**62)
@@ -54,13 +55,6 @@ def _decided(question: Any) -> int:
 
 _kept, _made = njit(cache=True)(_decided), njit(_decided)
 _PACKAGE = __name__.partition(".")[0]
-
-
-def entry(function: Any, *signature: Any) -> Callable[..., Any]:
-    """The compiled function for arguments of these types, without the look at them that Numba takes in each call."""
-    if signature not in function.overloads:
-        function.compile(signature)
-    return function.get_overload(signature)  # type: ignore[no-any-return]
 
 
 def _ask_rule(controller: RuleController, seen: NDArray[np.float32]) -> Ask:

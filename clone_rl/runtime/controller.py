@@ -105,6 +105,8 @@ class RuntimeController:
         return cls(policy, policy.heads[0] - 1, actuator, shield, max_decision_s, compiled)
 
     def _apply(self, operating_point: int) -> None:
+        if operating_point == self._applied == self._point:  # nearly always, and a change under way has applied none
+            return
         with self._lock:
             self._point = operating_point
             if operating_point != self._applied:

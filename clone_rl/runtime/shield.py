@@ -10,7 +10,8 @@ from numba import njit, types
 from numba.experimental import structref
 from numpy.typing import ArrayLike, NDArray
 
-from clone_rl.envs.kernel import compiled, may_change
+from clone_rl.envs.compiling import compiled, entry
+from clone_rl.envs.kernel import may_change
 from clone_rl.envs.live import LiveControl
 from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.shield import guarded
@@ -19,7 +20,6 @@ from clone_rl.envs.state import EXACT, LAYER_LEVEL, PROPAGATE, RULES, STATE
 from clone_rl.envs.trace import blank_trace
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
-from clone_rl.runtime.asking import entry
 
 
 def emulated_shield(

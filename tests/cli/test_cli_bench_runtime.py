@@ -14,8 +14,10 @@ SERVED = {"4": {"requests": 8, "requests_per_s": 2.0, "tokens_per_s": 32.0, "p50
 def quick(monkeypatch):
     """A few decisions and tokens, once."""
     monkeypatch.setattr(timing, "_FEWEST", 1)
-    for name, value in {"_DECISIONS": 20, "_PER_KIND": 1, "_NEW": 4}.items():
+    for name, value in {"_DECISIONS": 20, "_NEW": 4}.items():
         monkeypatch.setattr(bench_runtime, name, value)
+    prompts = bench_runtime._prompts
+    monkeypatch.setattr(bench_runtime, "_prompts", lambda lm: prompts(lm)[:1])
     monkeypatch.setattr(bench_runtime, "bench_server", lambda _seconds: SERVED)  # it has tests of its own
 
 
@@ -56,7 +58,7 @@ def test_people_see_tables_and_what_was_skipped(run_cli, quick, monkeypatch):
 
 def test_another_text_is_a_failure(run_cli, quick, monkeypatch):
     jobs = bench_runtime.generation_jobs
-    monkeypatch.setattr(bench_runtime, "generation_jobs", lambda lm: jobs(lm) | {"attached": lambda **_: [[1]]})
+    monkeypatch.setattr(bench_runtime, "generation_jobs", lambda *of: jobs(*of) | {"attached": lambda *_, **__: [1]})
     monkeypatch.setitem(bench_runtime.SECTIONS, "decision", lambda _: ({}, {}))
     done = run_cli("bench", "runtime", "--seconds", "1e-9", "--json")
     assert done.code == 1

@@ -17,8 +17,8 @@ from clone_rl.agents.rule import rule
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.cli.main import main
 from clone_rl.envs import scenarios
+from clone_rl.envs.compiling import compiled
 from clone_rl.envs.control import load_control
-from clone_rl.envs.kernel import compiled
 from clone_rl.envs.live import LiveControl
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import ServiceLevel

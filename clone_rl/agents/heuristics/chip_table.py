@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
-from clone_rl.envs.kernel import inlined
 from clone_rl.hw_emulator.emulator import HEAD
 
 

@@ -22,8 +22,8 @@ from clone_rl.agents.heuristics.chip_table import ChipTable, lowest_point
 from clone_rl.agents.heuristics.exit_bars import exit_bars
 from clone_rl.agents.heuristics.pace import LOG_ODDS, chance_of, log_odds, shown_agreement
 from clone_rl.agents.rule import rule
+from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
-from clone_rl.envs.kernel import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
 

@@ -15,8 +15,8 @@ from clone_rl.agents.heuristics.baseline import Baseline, Parameter, Parameters
 from clone_rl.agents.heuristics.chip_table import ChipTable
 from clone_rl.agents.heuristics.exit_bars import fixed_depth
 from clone_rl.agents.rule import rule
+from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
-from clone_rl.envs.kernel import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.randomness import uniform
 from clone_rl.envs.scenario import Limits
