@@ -42,7 +42,9 @@ def _server(controller: str) -> Iterator[str]:
     watch.start()
     try:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        line = ""
+        while " at http://" not in line and (following := process.stderr.readline()):
+            line = following
         watch.cancel()
         if " at http://" not in line:
             raise ServerError(f"clone-rl serve did not start: {line.strip() or 'no word from it'}")

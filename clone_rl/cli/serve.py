@@ -87,6 +87,7 @@ def serve(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.llm.model import EMBEDDED
 
     with run.bound(settings) as listening:  # before the model is loaded: a port that is taken is told at once
+        print("clone-rl: loading the model and compiling, up to a minute the first time", file=sys.stderr, flush=True)
         session, runtime = live_session(options, options.controller)
         if options.shield:
             runtime = _shielded(runtime, session)

@@ -210,7 +210,7 @@ class ControlledDecoding:
             check_request(self._stepper.anatomy, input_ids, generation_config, asked)
             choice = _Choice(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
             with self._lock:
-                cache = self._decode(choice, slo or self._slo, waited_s)
+                cache = self._decode(choice, self._slo if slo is None else slo, waited_s)
                 report = self.report()
         finally:
             if streamer is not None:

@@ -74,6 +74,7 @@ def test_a_server_starts_answers_and_stops_in_good_order(here, number):
     environment = {**os.environ, "CLONE_RL_TOKEN": "token-of-a-test another-token", "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=here)
     try:
+        assert running.stderr.readline().startswith("clone-rl: loading the model")
         line = running.stderr.readline()
         assert line.startswith("clone-rl: default under performance at http://127.0.0.1:"), line
         where = line.split(" at ")[1].split()[0]

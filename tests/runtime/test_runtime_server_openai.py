@@ -221,7 +221,7 @@ def test_a_controller_for_another_model_or_chip_is_refused_by_name(session, cont
     other = type("Other", (), {"points": 3})()
     with pytest.raises(PolicyFileError, match="'mine' was made for 3 operating points and asic28-sram has 8"):
         Service(session, other, "mine", settings)
-    with pytest.raises(UnknownNameError, match="unknown service class 'fast'"):
+    with pytest.raises(UnknownNameError, match="unknown service level 'fast'"):
         Service(session, controller, "default", Settings(slo="fast"))
     assert Service(session, controller, "default", Settings(slo="code")).worker is not None
 

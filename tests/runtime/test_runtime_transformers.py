@@ -285,6 +285,9 @@ def test_service_levels_and_waits(llama, attached):
     assert standing.report()["slo"] == "search"
     with pytest.raises(UnknownNameError, match="service level 'nothing'"):
         controlled(attached, llama, slo="nothing")
+    for none in (0, False, ""):
+        with pytest.raises((BadValueError, UnknownNameError), match="service level"):
+            controlled(attached, llama, slo=none)
     with pytest.raises(BadValueError, match="waited_s is -1"):
         controlled(attached, llama, waited_s=-1)
     with pytest.raises(UnknownNameError, match="service level 'nothing'"):

@@ -39,7 +39,8 @@ def service_level(
             raise ApiError(400, f"slo has an unknown field {unknown[0]!r}", "ttft_s and tpot_s", "slo")
         return _targets(given.get("ttft_s"), given.get("tpot_s"), "slo.ttft_s", "slo.tpot_s")
     if given is not None:
-        raise ApiError(400, f"slo is of type {type(given).__name__}", "a class by name, or ttft_s and tpot_s", "slo")
+        known = ", ".join(level.name for level in classes)
+        raise ApiError(400, f"slo is {given!r:.80}", f"a class by name ({known}), or ttft_s and tpot_s", "slo")
     name, *targets = (headers.get(header) for header in (CLASS_HEADER, TTFT_HEADER, TPOT_HEADER))
     if name is not None:
         if targets != [None, None]:
@@ -53,7 +54,7 @@ def service_level(
 def _named(name: str, classes: Sequence[ServiceLevel], param: str) -> ServiceLevel:
     known = {level.name: level for level in classes}
     if name not in known:
-        raise ApiError.of(UnknownNameError("service class", name, known), param)
+        raise ApiError.of(UnknownNameError("service level", name, known), param)
     return known[name]
 
 
@@ -69,5 +70,6 @@ def _targets(ttft_s: Any, tpot_s: Any, *params: str) -> ServiceLevel:
     for value, param in zip((ttft_s, tpot_s), params, strict=True):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not LEAST_S <= value <= MOST_S:  # NaN is neither
-            raise ApiError(400, f"{param} is {value!r:.80}", f"seconds, {LEAST_S:g} to {MOST_S:g}; TTFT and TPOT both", param)
+            found = "is missing" if value is None else f"is {value!r:.80}"
+            raise ApiError(400, f"{param} {found}", f"seconds, {LEAST_S:g} to {MOST_S:g}; TTFT and TPOT both", param)
     return ServiceLevel(OWN, float(ttft_s), float(tpot_s))

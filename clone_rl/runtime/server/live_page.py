@@ -91,8 +91,12 @@ function drawRecent() {
 function draw() {
   for (const cell of document.querySelectorAll("[data-field]"))
     cell.textContent = shown(get(cell.dataset.field), cell.dataset.unit);
-  const slack = get("last.slack_s") || [];
+  const slack = get("last.slack_s") || [], recent = get("recent_j") || [], volts = get("voltages_v") || [];
   byId("least").textContent = shown(slack.length ? Math.min(...slack) : null, "s");
+  byId("most").textContent = shown(slack.length ? Math.max(...slack) : null, "s");
+  byId("dearest").textContent = shown(recent.length ? Math.max(...recent) : null, "J");
+  byId("lowest").textContent = shown(volts[0], "V");
+  byId("highest").textContent = shown(volts[volts.length - 1], "V");
   byId("nothing").hidden = Boolean(get("last"));
   drawStrip(); drawSlack(); drawRecent();
 }
@@ -133,7 +137,9 @@ _CELLS = (
     ("tokens that left early", "last.exits", ""),
     ("late tokens", "last.deadline_misses", ""),
     ("TTFT", "last.ttft_s", "s"),
+    ("of at most", "last.slo.ttft_s", "s"),
     ("TPOT", "last.tpot_s", "s"),
+    ("of, on average", "last.slo.tpot_s", "s"),
     ("waited", "last.waited_s", "s"),
 )
 _TOTALS = (
@@ -167,11 +173,13 @@ PAGE = (
     f"<h2>Last response ({_field('last.slo.class')})</h2><p id=nothing>Nothing was asked yet.</p><dl>{_cells(_CELLS)}"
     "<div><dt>least slack</dt><dd id=least>-</dd></div></dl>"
     "<h2>Voltage by token and layer</h2><canvas id=strip role=img aria-label='Voltage of each layer of each token'></canvas>"
-    "<p>A column is a token, its first layer below. Blue is the lowest voltage, orange the highest; grey layers were left "
-    "out.</p>"
+    "<p>A column is a token, its first layer below. Blue is the lowest voltage (<b id=lowest>-</b>), orange the highest "
+    "(<b id=highest>-</b>); grey layers were left out.</p>"
     "<h2>Deadline slack by token</h2><canvas id=slack role=img aria-label='Time to the deadline of each token'></canvas>"
-    "<p>How long before its deadline each token came; below the line it was late.</p>"
+    "<p>How long before its deadline each token came, the highest bar <b id=most>-</b>; below the line, in red, it was "
+    "late.</p>"
     "<h2>Energy per token of the latest responses</h2><canvas id=recent role=img aria-label='Energy per token'></canvas>"
+    "<p>The newest on the right, the highest bar <b id=dearest>-</b>.</p>"
     f"<h2>Since the start</h2><dl>{_cells(_TOTALS)}</dl>"
     f"<script>{_SCRIPT}</script></body></html>\n"
 )

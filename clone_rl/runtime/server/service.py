@@ -74,7 +74,7 @@ class Service:
         self.model = Path(session.lm.name).resolve().name
         self._classes = {level.name: level for level in session.scenario.slo}
         if settings.slo and settings.slo not in self._classes:
-            raise UnknownNameError("service class", settings.slo, self._classes)
+            raise UnknownNameError("service level", settings.slo, self._classes)
         self._default = self._classes[settings.slo] if settings.slo else session.scenario.slo[0]
         self._render, self._seeds = render, itertools.count()
         self.worker = Worker(session, controller, controller_name, settings)
