@@ -93,7 +93,8 @@ def _outputs(options: argparse.Namespace, policy: Policy) -> list[Path]:
         stem += "-lut"
     path = Path(options.out or f"{stem}{'-fixed' if options.fixed else ''}{suffix}")
     if path.suffix != suffix:
-        raise BadValueError(f"--out {path} is no name of a file for --to {options.to}", f"end it in {suffix}: {path.with_suffix(suffix)}")
+        better = path.with_suffix(suffix)
+        raise BadValueError(f"--out {path} is no name of a file for --to {options.to}", f"end it in {suffix}: {better}")
     beside = {"c": [path.with_name(f"{path.stem}-golden.c")], "lut": [path.with_suffix(".json")]}
     return [check_output(each) for each in [path, *beside.get(options.to, [])]]
 

@@ -65,20 +65,18 @@ def _ask_rule(controller: RuleController, seen: NDArray[np.float32]) -> Ask:
 
 
 def _ask_numpy(policy: Policy, seen: NDArray[np.float32]) -> Ask:
-    layers = [(weight, bias, np.zeros_like(bias)) for weight, bias in policy.layers]
-    last = layers.pop()
-    dot, add, tanh = np.dot, np.add, np.tanh
+    layers = [(weight.dot, bias, np.zeros_like(bias)) for weight, bias in policy.layers]
+    times_last, last_bias, logits = layers.pop()
+    square, add, tanh = seen.dot, np.add, np.tanh
 
     def ask() -> int:
-        if not isfinite(dot(seen, seen)) and not np.isfinite(seen).all():
+        if not isfinite(square(seen)) and not np.isfinite(seen).all():
             return NOT_FINITE
         x = seen
-        for weight, bias, out in layers:
-            dot(weight, x, out)
-            add(out, bias, out)
+        for times, bias, out in layers:
+            add(times(x, out), bias, out)
             x = tanh(out, out)
-        dot(last[0], x, last[2])
-        return int(add(last[2], last[1], last[2]).argmax())
+        return int(add(times_last(x, logits), last_bias, logits).argmax())
 
     return ask
 
