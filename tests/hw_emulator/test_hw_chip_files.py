@@ -159,7 +159,7 @@ def test_dram_and_lora_unit_are_optional(tmp_path):
         pytest.param(
             'mechanism = "on-chip"', 'mechanism = "onchip"', "mechanism is 'onchip'", "did you mean 'on-chip'", id="m"
         ),
-        pytest.param('dataflow = "ws"', 'dataflow = "rs"', "[compute]: dataflow is 'rs'", "did you mean", id="dataflow"),
+        pytest.param('dataflow = "ws"', 'dataflow = "rs"', "[compute]: dataflow is 'rs'", "known: is, os, ws", id="dataflow"),
         pytest.param(
             "int4 = 1.0", "int5 = 1.0", "[compute.macs_per_pe]: unknown number format 'int5'", "did you mean", id="fmt"
         ),
