@@ -137,9 +137,9 @@ _CELLS = (
     ("tokens that left early", "last.exits", ""),
     ("late tokens", "last.deadline_misses", ""),
     ("TTFT", "last.ttft_s", "s"),
-    ("of at most", "last.slo.ttft_s", "s"),
+    ("TTFT target", "last.slo.ttft_s", "s"),
     ("TPOT", "last.tpot_s", "s"),
-    ("of, on average", "last.slo.tpot_s", "s"),
+    ("TPOT target", "last.slo.tpot_s", "s"),
     ("waited", "last.waited_s", "s"),
 )
 _TOTALS = (
