@@ -42,13 +42,13 @@ def _server(controller: str) -> Iterator[str]:
     watch.start()
     try:
         assert process.stderr is not None
-        said: list[str] = []
-        while not (said and " at http://" in said[-1]) and (line := process.stderr.readline()):
-            said += [] if "loading the model" in line else [line]
+        said = ""
+        while " at http://" not in said and (line := process.stderr.readline()):
+            said += "" if "loading the model" in line else line
         watch.cancel()
-        if not said or " at http://" not in said[-1]:
-            raise ServerError(f"clone-rl serve did not start: {''.join(said).strip() or 'no word from it'}")
-        yield said[-1].partition(" at ")[2].split()[0]
+        if " at http://" not in said:
+            raise ServerError(f"clone-rl serve did not start: {said.strip() or 'no word from it'}")
+        yield said.partition(" at ")[2].split()[0]
     finally:
         watch.cancel()
         process.terminate()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.envs import live
 from clone_rl.errors import CloneRLError, PolicyFileError, UnknownNameError
 from clone_rl.runtime.server.chat import Render, plain, read_messages
 from clone_rl.runtime.server.failures import ApiError
@@ -63,7 +64,7 @@ class Service:
 
     Raises:
         PolicyFileError: The controller was made for another model or chip.
-        UnknownNameError: The settings name a service class that the scenario does not have.
+        UnknownNameError: The settings name a service level that the scenario does not have.
     """
 
     def __init__(
@@ -72,10 +73,7 @@ class Service:
         check_controller(controller, controller_name, session)
         self.session, self.settings, self.controller_name = session, settings, controller_name
         self.model = Path(session.lm.name).resolve().name
-        self._classes = {level.name: level for level in session.scenario.slo}
-        if settings.slo and settings.slo not in self._classes:
-            raise UnknownNameError("service level", settings.slo, self._classes)
-        self._default = self._classes[settings.slo] if settings.slo else session.scenario.slo[0]
+        self._default = live.service_level(session.scenario, settings.slo) if settings.slo else session.scenario.slo[0]
         self._render, self._seeds = render, itertools.count()
         self.worker = Worker(session, controller, controller_name, settings)
 
@@ -87,7 +85,7 @@ class Service:
         """
         self.check_model(body.get("model"))
         parameters = read_parameters(body, endpoint)
-        level = service_level(body.get("slo"), headers, list(self._classes.values()), self._default)
+        level = service_level(body.get("slo"), headers, self.session.scenario.slo, self._default)
         given = read_messages(body) if endpoint == "chat" else read_prompt(body)
         # A long text takes a while, in which the loop serves others.
         prompt = await asyncio.to_thread(self._encoded, given)
