@@ -42,27 +42,28 @@ class PolicyRule(NamedTuple):
 
 @rule(PolicyRule)
 def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
+    # Two views rather than offsets, which compiled code would have to ask in every addition whether they count from the end.
     half, layers = len(memory) // 2, len(self.weights)
+    read, written = memory[:half], memory[half:]
     for i in range(len(observation)):
-        memory[i] = observation[i]
-    read, written = 0, half
+        read[i] = observation[i]
     for layer in range(layers):
         weight, bias = self.weights[layer], self.biases[layer]
         for j in range(len(bias)):
-            memory[written + j] = bias[j]
+            written[j] = bias[j]
         for i in range(weight.shape[0]):
-            x = memory[read + i]
+            x = read[i]
             for j in range(weight.shape[1]):
-                memory[written + j] += x * weight[i, j]
+                written[j] += x * weight[i, j]
         if layer < layers - 1:
             for j in range(len(bias)):
-                memory[written + j] = 1.0 - 2.0 / (math.exp(2.0 * memory[written + j]) + 1.0)  # tanh, in half its time
+                written[j] = 1.0 - 2.0 / (math.exp(2.0 * written[j]) + 1.0)  # tanh, in half its time
         read, written = written, read
     start = 0
     for head in range(len(self.ends)):
         best = start
         for j in range(start + 1, self.ends[head]):
-            if memory[read + j] > memory[read + best]:
+            if read[j] > read[best]:
                 best = j
         action[head] = best - start
         start = self.ends[head]

@@ -57,31 +57,34 @@ _kept, _made = njit(cache=True)(_decided), njit(_decided)
 _PACKAGE = __name__.partition(".")[0]
 
 
-def _ask_rule(controller: RuleController, seen: NDArray[np.float32]) -> Ask:
-    rule = controller.rule
+def _ask_rule(controller: RuleController, width: int) -> tuple[NDArray[np.float32], Ask]:
+    rule, seen = controller.rule, np.zeros(width, np.float32)
     question = _Question(rule, seen, controller.memory(1)[0], np.zeros(1, np.int64))
     function = _kept if type(rule).__module__.partition(".")[0] == _PACKAGE else _made  # as ``agents.rule.Loop`` has it
-    return partial(entry(function, numba.typeof(question)), question)
+    return seen, partial(entry(function, numba.typeof(question)), question)
 
 
-def _ask_numpy(policy: Policy, seen: NDArray[np.float32]) -> Ask:
-    layers = [(weight.dot, bias, np.zeros_like(bias)) for weight, bias in policy.layers]
-    times_last, last_bias, logits = layers.pop()
-    square, add, tanh = seen.dot, np.add, np.tanh
+def _ask_numpy(policy: Policy, width: int) -> tuple[NDArray[np.float32], Ask]:
+    # Every layer's input ends in a 1 that its bias is multiplied by: a product costs less than a product and a sum.
+    inputs = [np.ones(1 + count, np.float32) for count in (width, *(len(bias) for _, bias in policy.layers))]
+    products = [np.column_stack(layer).dot for layer in policy.layers]
+    seen, *hidden, logits = (each[:-1] for each in inputs)
+    layers = list(zip(products, inputs, hidden, strict=False))
+    times_last, last, square, tanh, best = products[-1], inputs[-2], seen.dot, np.tanh, logits.argmax
 
     def ask() -> int:
         if not isfinite(square(seen)) and not np.isfinite(seen).all():
             return NOT_FINITE
-        x = seen
-        for times, bias, out in layers:
-            add(times(x, out), bias, out)
-            x = tanh(out, out)
-        return int(add(times_last(x, logits), last_bias, logits).argmax())
+        for times, x, out in layers:
+            tanh(times(x, out), out)
+        times_last(last, logits)
+        return int(best())
 
-    return ask
+    return seen, ask
 
 
-def _ask_batch(controller: Controller, seen: NDArray[np.float32]) -> Ask:
+def _ask_batch(controller: Controller, width: int) -> tuple[NDArray[np.float32], Ask]:
+    seen = np.zeros(width, np.float32)
     row = seen[None]
 
     def ask() -> int:
@@ -92,16 +95,19 @@ def _ask_batch(controller: Controller, seen: NDArray[np.float32]) -> Ask:
             raise BadValueError(f"action {value}", "an integer")
         return int(value)
 
-    return ask
+    return seen, ask
 
 
-def asking(controller: Controller, seen: NDArray[np.float32], compiled: bool) -> Ask:
+def asking(controller: Controller, width: int, compiled: bool) -> tuple[NDArray[np.float32], Ask]:
     """How a controller is asked in one request, from the start of it.
 
     Args:
         controller: Of layer control.
-        seen: (width,) where each observation is written before the controller is asked.
+        width: Numbers that it observes.
         compiled: Run its rule as machine code; else a policy is computed by NumPy. A controller that has no rule is called.
+
+    Returns:
+        (width,) float32 where each observation is to be written, and what to call then.
 
     Raises:
         BadValueError: NumPy is to compute what is no policy.
@@ -109,5 +115,5 @@ def asking(controller: Controller, seen: NDArray[np.float32], compiled: bool) ->
     if not compiled:
         if not isinstance(controller, Policy):
             raise BadValueError(f"controller {controller.name!r} by NumPy", "only a policy; leave compiled=False out")
-        return _ask_numpy(controller, seen)
-    return _ask_rule(controller, seen) if isinstance(controller, RuleController) else _ask_batch(controller, seen)
+        return _ask_numpy(controller, width)
+    return _ask_rule(controller, width) if isinstance(controller, RuleController) else _ask_batch(controller, width)

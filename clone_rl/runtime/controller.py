@@ -75,7 +75,7 @@ class RuntimeController:
         self._lock, self._own, self._point = threading.Lock(), threading.local(), points - 1
         self._applied: int | None = None  # hardware is not known to be at the top
         # Compiled now, so that no request waits for it.
-        asking(controller, np.zeros(self._width, np.float32), compiled)
+        asking(controller, self._width, compiled)
         if shield is not None:
             Watch(shield, ServiceLevel("none", 1.0, 1.0), 1, 1)
 
@@ -133,7 +133,7 @@ class RuntimeController:
         Raises:
             BadValueError: The shield lacks something, or its tables do not reach as far.
         """
-        seen, watch = np.zeros(self._width, np.float32), None
+        watch = None
         if self.shield is not None:
             if not isinstance(slo, ServiceLevel):
                 raise BadValueError(f"service level {slo!r}", "a shield needs ServiceLevel(name, ttft_s, tpot_s)")
@@ -141,8 +141,7 @@ class RuntimeController:
         found = RuntimeRequest(
             request,
             slo.name if isinstance(slo, ServiceLevel) else slo,
-            asking(self.controller, seen, self._compiled),
-            seen,
+            *asking(self.controller, self._width, self._compiled),
             self._decisions,
             self._point,
             self._apply,
