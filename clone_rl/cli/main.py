@@ -143,7 +143,10 @@ def _build() -> argparse.ArgumentParser:
     chip.add(subcommands)
     hardware.add(subcommands)
     bench.add(subcommands)
-    study.add(subcommands)
+    unseen = study.add(subcommands)
+    _add_scenario(unseen)
+    _add_limits(unseen)
+    unseen.add_argument("--seed", type=_seed, default=0, help="of service levels and interference (default: 0)")
     return parser
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli.options import add_command, field_docs
 from clone_rl.cli.run_folder import create_run, free_name, read_config, write_json
+from clone_rl.cli.study_unseen import add_unseen, run_unseen
 from clone_rl.cli.text import Column, aligned, plain
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
 from clone_rl.files import replacing
@@ -28,16 +29,27 @@ COLUMNS = (
 _SPLIT = ("energy_per_token_j", "miss_rate", "disagreement", "dnll", "mean_depth", "switches_per_token")
 
 
-def add(commands: Any) -> None:
-    """The parser of ``clone-rl study``."""
-    text = "Work through an experiment over many scenarios: granularity."
+def add(commands: Any) -> argparse.ArgumentParser:
+    """The parser of ``clone-rl study``; returned is that of ``unseen``, but for the options that other commands share."""
+    text = "Work through an experiment over many scenarios: granularity, unseen."
     studies = commands.add_parser("study", help=text, description=text)
     actions = studies.add_subparsers(dest="action", required=True, metavar="STUDY")
     text = (
         "How often may V/f change, and how long may a change take, before it stops to pay: the best tuned heuristic and the "
         "clairvoyant oracle for every chip, granularity and switching time. Rows, a table and a picture in the run folder."
     )
-    parser = add_command(actions, "granularity", text, granularity)
+    _add_granularity(add_command(actions, "granularity", text, granularity))
+    text = (
+        "Controllers as they were tuned and trained, under conditions that they have not met (co-runner, service levels, "
+        "ambient temperature, chip), with and without the shield: who holds the limits, and who spends least?"
+    )
+    unseen = add_command(actions, "unseen", text, run_unseen)
+    add_unseen(unseen)
+    return unseen
+
+
+def _add_granularity(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
     if {"study", "granularity"} <= set(sys.argv[1:]):
         _add_study(parser)
     parser.add_argument("--jobs", type=int, default=1, help="cells to work on at a time, a process each (default: 1)")

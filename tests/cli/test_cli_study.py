@@ -90,3 +90,23 @@ def test_a_folder_of_something_else_is_not_resumed(run_cli, here):
     (here / "runs/x").mkdir(parents=True)
     (here / "runs/x/config.json").write_text('{"tune": {}}')
     assert "is not of a study" in run_cli("study", "granularity", "--resume", "runs/x", "--json").error["message"]
+
+
+def test_unseen_conditions_as_rows_and_as_a_table(run_cli):
+    asked = ("study", "unseen", "performance", "default", "--requests", "4")
+    rows = run_cli(*asked, "--json").json["rows"]
+    assert {(row["name"], row["shield"]) for row in rows} == {
+        (name, shield) for name in ("performance", "default") for shield in (True, False)
+    }
+    assert len(rows) == 40
+    assert all(row["miss_rate"] == 0 for row in rows if row["name"] == "performance")
+    head, *lines = run_cli(*asked).out.splitlines()
+    assert head.split()[:2] == ["condition", "controller"]
+    assert len(lines) == 20
+    assert f"{rows[1]['energy_per_token_j'] * 1e6:.3f}" in lines[1]
+
+
+def test_unseen_refuses_what_it_cannot_run(run_cli):
+    assert run_cli("study", "unseen", "pase", "--json").error["kind"] == "unknown_name"
+    assert run_cli("study", "unseen", "performance", "performance", "--json").error["kind"] == "bad_value"
+    assert run_cli("study", "unseen", "performance", "--seeds", "0", "--json").error["message"] == "seeds is 0"
