@@ -3,10 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SIDE_BY_SIDE := -n 2 --dist loadfile
 OLDEST := build/transformers-4.57
-COMPAT := $(wildcard tests/llm/test_llm_stepper.py tests/llm/test_llm_families.py tests/llm/test_llm_generation.py \
-	tests/llm/test_llm_exits.py tests/llm/test_llm_env.py tests/llm/test_llm_model.py tests/llm/test_llm_user_models.py tests/llm/test_llm_source.py) \
+COMPAT := $(addprefix tests/llm/test_llm_,stepper.py families.py generation.py exits.py model.py user_models.py) \
 	clone_rl/llm/generation.py
 
 .PHONY: demo test lint format types docs floors unit compat notebooks wheel clean help
@@ -32,8 +30,8 @@ demo: $(READY)
 
 # What leaves a core idle goes two at a time; what fails soonest comes first.
 test: $(READY)
-	$(MAKE) -j 2 --output-sync lint types docs floors $(OLDEST)/.ready
-	$(MAKE) unit compat
+	$(MAKE) -j 2 --output-sync lint docs floors types compat
+	$(MAKE) unit
 	$(MAKE) -j 2 --output-sync notebooks wheel
 
 lint: $(READY)
@@ -55,7 +53,7 @@ floors: $(READY)
 	$(BIN)/lint-imports
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(OLDEST)/.ready: constraints-4.57.txt $(READY)
 	rm -rf $(OLDEST)
@@ -65,7 +63,7 @@ $(OLDEST)/.ready: constraints-4.57.txt $(READY)
 # The oldest supported transformers, in front of the environment's own, so that torch is installed once.
 compat: $(OLDEST)/.ready
 	PYTHONPATH=$(OLDEST) $(BIN)/python -c "import transformers as t; assert t.__version__.startswith('4.57.'), t.__version__"
-	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -p no:cacheprovider -m "not slow" $(COMPAT)
+	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider -m "not slow" $(COMPAT)
 
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py

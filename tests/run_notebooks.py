@@ -21,7 +21,8 @@ def execute(path: Path) -> None:
 
 
 def main() -> int:
-    notebooks = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+    # The last takes longest.
+    notebooks = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"), reverse=True)
     keep_compiled_code()
     # A notebook's shell commands are those of the environment that it runs in.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -86,17 +86,19 @@ def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
     from clone_rl.envs.live import service_level
+
+    control = _control(options)
+    controller = make_controller(name, control)
+    scenario = charged_scenario(control.scenario, controller)
+    if wanted := getattr(options, "slo", ""):
+        scenario = replace(scenario, slo=(service_level(scenario, wanted),))
+
+    # Now that all names are known: this takes seconds.
     from clone_rl.llm.live import LiveSession
     from clone_rl.llm.model import load_model
     from clone_rl.runtime import RuntimeController
 
-    control = _control(options)
-    controller = make_controller(name, control)
-    runtime = RuntimeController(controller, control.points)
-    scenario = charged_scenario(control.scenario, controller)
-    if wanted := getattr(options, "slo", ""):
-        scenario = replace(scenario, slo=(service_level(scenario, wanted),))
-    return LiveSession(load_model(options.model), scenario), runtime
+    return LiveSession(load_model(options.model), scenario), RuntimeController(controller, control.points)
 
 
 def generation_lines(summary: dict[str, Any]) -> str:

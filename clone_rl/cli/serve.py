@@ -84,11 +84,12 @@ def serve(options: argparse.Namespace) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"this needs {error.name}", "pip install 'clone-rl[serve,llm]'") from None
     from clone_rl.cli.commands import live_session
-    from clone_rl.llm.model import EMBEDDED
 
     with run.bound(settings) as listening:  # before the model is loaded: a port that is taken is told at once
         print("clone-rl: loading the model and compiling, up to a minute the first time", file=sys.stderr, flush=True)
         session, runtime = live_session(options, options.controller)
+        from clone_rl.llm.model import EMBEDDED  # takes seconds, which a wrong name should not
+
         if options.shield:
             runtime = _shielded(runtime, session)
         render = plain if options.model == EMBEDDED else load_renderer(Path(options.model), bool(session.lm.start_ids))
