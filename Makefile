@@ -52,8 +52,9 @@ docs: $(READY)
 floors: $(READY)
 	$(BIN)/lint-imports
 
+# In their order, which ends in the many small files of doctests: those with the fewest tests last, as is the default, are the slowest.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(OLDEST)/.ready: constraints-4.57.txt $(READY)
 	rm -rf $(OLDEST)

@@ -270,7 +270,7 @@ class Rows:
         """Advance row 0 by one decision of layer control: ``(observation, reward, terminated, amounts)``.
 
         Args:
-            action: Already checked.
+            action: Already checked, and the request of row 0 goes on: of one that is over, the step is undefined.
         """
         observation, amounts = np.empty(self.width, np.float32), np.empty(len(AMOUNTS))
         reward, done = self._advance_first(action, observation, amounts)
