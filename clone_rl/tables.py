@@ -41,7 +41,7 @@ def load_toml(what: str, name: str, package: str, folder: str) -> dict[str, Any]
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadFileError(f"no such {what} file: {name}") from None
+        raise BadFileError(f"no such {what} file: {name}", f"those that ship: {', '.join(shipped(package, folder))}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadFileError(f"{name} is not a {what} file: {error}") from None
 

@@ -22,7 +22,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise BadFileError(f"no such prompt file: {path}") from None
+        raise BadFileError(f"no such prompt file: {path}", "a prompt a line, or JSON lines with a 'prompt' field") from None
     except OSError as error:
         raise BadFileError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
