@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,7 @@ def _train(variant: Variant, scenario: str, steps: int, seed: int) -> Any:
     """The policy of one variant."""
     config = {**variant.config, "steps": round(steps * variant.config.get("steps", 1)), "seed": seed}
     learner: Callable[..., Any] = lambda *args, **settings: PPO(*args, **{**settings, **variant.learner})  # noqa: E731
-    with ExitStack() as stack:
-        stack.enter_context(patch.multiple(ppo, PPO=learner, **variant.constants))
+    with patch.multiple(ppo, PPO=learner, **variant.constants):
         return run_training(TrainConfig(scenario=scenario, **config), None, resume=False)
 
 

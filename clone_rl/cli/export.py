@@ -200,8 +200,7 @@ def _beside(control: Control, policy: Policy, table: Any, split: str, seed: int)
     strata, limits, power_w = control.traces.kind[documents], control.scenario.limits, control.emulator.chip.limit_w
     runs = {name: run_requests(control, one, split, documents, seed) for name, one in (("policy", policy), ("table", table))}
     rows = {name: summarise(name, run, strata, limits, power_w, seed) for name, run in runs.items()}
-    over = paired(runs["table"], runs["policy"], strata, seed)
-    return {**rows, "over_policy": over["over_best"], "over_policy_ci": over["over_best_ci"]}
+    return {**rows, **paired(runs["table"], runs["policy"], strata, seed, "over_policy")}
 
 
 def _timed(policy: Policy, made: _Export, seen: NDArray[np.float32]) -> dict[str, float | None]:

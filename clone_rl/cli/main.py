@@ -100,10 +100,6 @@ def _build() -> argparse.ArgumentParser:
     )
 
     evaluating = evaluate.add(subcommands)
-    _add_scenario(evaluating)
-    evaluating.add_argument("--seed", type=_seed, default=0, help="of service levels and interference (default: 0)")
-    _add_limits(evaluating)
-
     validate.add(subcommands)
     report.add(subcommands)
 
@@ -143,10 +139,10 @@ def _build() -> argparse.ArgumentParser:
     chip.add(subcommands)
     hardware.add(subcommands)
     bench.add(subcommands)
-    unseen = study.add(subcommands)
-    _add_scenario(unseen)
-    _add_limits(unseen)
-    unseen.add_argument("--seed", type=_seed, default=0, help="of service levels and interference (default: 0)")
+    for judging in (evaluating, study.add(subcommands)):
+        _add_scenario(judging)
+        judging.add_argument("--seed", type=_seed, default=0, help="of service levels and interference (default: 0)")
+        _add_limits(judging)
     return parser
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clone_rl.cli.text import Column, aligned, plain
+from clone_rl.cli.text import Column, aligned, plain, quality
 
 
 def add_unseen(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +55,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         columns += [
             (f"uJ/token{rest}", "", [f"{row['energy_per_token_j'] * 1e6:.3f}" for row in part]),
             ("over the first", "", [f"{row['over_first']:+.1%}" for row in part]),
-            ("late", "", [f"{row['miss_rate']:.2%}" for row in part]),
-            ("differs", "", [f"{row['disagreement']:.2%}" for row in part]),
-            ("dNLL", "", [f"{row['dnll']:+.4f}" for row in part]),
+            *quality(part),
             ("within", "", ["yes" if row["within_constraints"] else "no" for row in part]),
         ]
     return aligned(columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PREFIXES = "fpnum kMGT"
@@ -73,6 +73,15 @@ def aligned(columns: Sequence[Column], together: str = "") -> str:
         shown.append([line.ljust(width) if text else line.rjust(width) for line in lines])
     lines = ["  ".join(cells).rstrip() for cells in zip(*shown, strict=True)]
     return "\n".join(line for i, line in enumerate(lines) if line or i != 1)
+
+
+def quality(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """What limits are on: late tokens, tokens that differ from full depth, dNLL; of rows or figures with these keys."""
+    return [
+        ("late", "", [f"{row['miss_rate']:.2%}" for row in rows]),
+        ("differs", "", [f"{row['disagreement']:.2%}" for row in rows]),
+        ("dNLL", "", [f"{row['dnll']:+.4f}" for row in rows]),
+    ]
 
 
 def plain(value: Any) -> Any:

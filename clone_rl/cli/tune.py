@@ -13,7 +13,7 @@ from typing import Any
 
 from clone_rl.cli.options import add_command
 from clone_rl.cli.run_folder import command_line, create_run, free_name, read_config
-from clone_rl.cli.text import Column, aligned
+from clone_rl.cli.text import Column, aligned, quality
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
 from clone_rl.version import __version__
 
@@ -159,9 +159,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         found = [row[split] for row in rows]
         columns += [
             (f"{mark} uJ", "", [f"{f['energy_per_token_j'] * 1e6:.3f}" for f in found]),
-            ("late", "", [f"{f['miss_rate']:.2%}" for f in found]),
-            ("differs", "", [f"{f['disagreement']:.2%}" for f in found]),
-            ("dNLL", "", [f"{f['dnll']:+.4f}" for f in found]),
+            *quality(found),
             ("depth", "", [f"{f['mean_depth']:.2f}" for f in found]),
         ]
     columns += [

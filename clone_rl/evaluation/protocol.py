@@ -59,8 +59,12 @@ class Evaluation:
         return {**found, "summary": self.summary, "best": self.best, "notes": self.notes}
 
 
-def _check(controllers: Sequence[Controller], least: int, **numbers: int | None) -> None:
-    """Refuse names that stand for two controllers, and numbers below ``least``."""
+def check_asked(controllers: Sequence[Controller], least: int, **numbers: int | None) -> None:
+    """Refuse names that stand for two controllers, and numbers below ``least``.
+
+    Raises:
+        BadValueError: Which of them.
+    """
     names = [c.name for c in controllers]
     if len(set(names)) < len(names):
         raise BadValueError(f"controllers {', '.join(names)}", "give each of them once")
@@ -86,6 +90,11 @@ def chosen_documents(control: Control, split: str, repeats: int = 1, requests: i
     if requests is not None:
         documents = documents[spread(len(documents), requests)]
     return np.repeat(documents, repeats)
+
+
+def evaluation_seeds(seed: int, seeds: int, requests: int) -> list[int]:
+    """The first key of each evaluation seed of so many requests; no two requests share one."""
+    return [seed + k * requests for k in range(seeds)]
 
 
 def evaluate(
@@ -129,11 +138,11 @@ def evaluate(
         BadValueError: Two controllers have one name, or a number is too small.
         UnknownNameError: Unknown split.
     """
-    _check(controllers, 1, repeats=repeats, seeds=seeds, requests=requests)
-    _check(controllers, 0, seed=seed, oracle_requests=oracle_requests)
+    check_asked(controllers, 1, repeats=repeats, seeds=seeds, requests=requests)
+    check_asked(controllers, 0, seed=seed, oracle_requests=oracle_requests)
     limits, documents = limits or control.scenario.limits, chosen_documents(control, split, repeats, requests)
     origin = origin or Origin()
-    firsts = [seed + k * len(documents) for k in range(seeds)]
+    firsts = evaluation_seeds(seed, seeds, len(documents))
     strata, power_w = control.traces.kind[documents], control.emulator.chip.limit_w
     found = {c.name: [run(control, c, split, documents, first) for first in firsts] for c in progress(controllers)}
 

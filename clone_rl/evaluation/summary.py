@@ -82,17 +82,20 @@ def winner(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(min(held, key=lambda row: row["energy_per_token_j"])["name"]) if held else ""
 
 
-def paired(figures: NDArray[np.void], reference: NDArray[np.void], strata: NDArray[np.int64], seed: int) -> dict[str, Any]:
+def paired(
+    figures: NDArray[np.void], reference: NDArray[np.void], strata: NDArray[np.int64], seed: int, key: str = "over_best"
+) -> dict[str, Any]:
     """Energy per token over that of another controller on the same requests, minus 1, with its paired interval.
 
     Args:
         figures, reference: (R,) records of the same requests.
         strata: (R,) request type.
         seed: Of the bootstrap.
+        key: What the figure is called; ``<key>_ci`` is its interval.
     """
     clusters = Clusters(figures["document"], strata, seed)
     # On a replay both have the same tokens; with a model in the loop each has its own.
     scale = float(reference["tokens"].sum() / figures["tokens"].sum())
     ratio = float(figures["energy_j"].sum() / reference["energy_j"].sum() * scale)
     low, high = clusters.interval(figures["energy_j"] * scale, reference["energy_j"])
-    return {"over_best": ratio - 1.0, "over_best_ci": [low - 1.0, high - 1.0]}
+    return {key: ratio - 1.0, f"{key}_ci": [low - 1.0, high - 1.0]}

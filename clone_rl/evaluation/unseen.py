@@ -15,7 +15,7 @@ from clone_rl.envs.control import Control
 from clone_rl.envs.randomise import constants
 from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadValueError
-from clone_rl.evaluation.protocol import chosen_documents
+from clone_rl.evaluation.protocol import check_asked, chosen_documents, evaluation_seeds
 from clone_rl.evaluation.summary import paired, summarise
 
 KNOWN = "as known"
@@ -103,13 +103,12 @@ def unseen(
         UnknownNameError: Unknown split.
     """
     names = [controller.name for controller in controllers]
-    if not names or len(set(names)) < len(names):
-        raise BadValueError(f"controllers {', '.join(names) or '(none)'}", "give each of them once")
-    for name, number, least in (("seeds", seeds, 1), ("seed", seed, 0)):
-        if number < least:
-            raise BadValueError(f"{name} is {number}", f"at least {least}")
+    if not names:
+        raise BadValueError("controllers (none)", "give one at least")
+    check_asked(controllers, 1, seeds=seeds)
+    check_asked(controllers, 0, seed=seed)
     limits, documents = limits or control.scenario.limits, chosen_documents(control, split, 1, requests)
-    firsts = [seed + k * len(documents) for k in range(seeds)]
+    firsts = evaluation_seeds(seed, seeds, len(documents))
     strata, rows = np.tile(control.traces.kind[documents], seeds), []
     for condition, scenario in progress(list(unseen_conditions(control.scenario).items())):
         changed = control.serving("layer", scenario, split)
@@ -118,14 +117,6 @@ def unseen(
             figures = [np.concatenate([run(changed, c, split, documents, first) for first in firsts]) for c in controllers]
             for name, own in zip(names, figures, strict=True):
                 row = summarise(name, own, strata, limits, changed.emulator.chip.limit_w, seed)
-                over = paired(own, figures[0], strata, seed)
-                rows.append(
-                    {
-                        **row,
-                        "condition": condition,
-                        "shield": shield,
-                        "over_first": over["over_best"],
-                        "over_first_ci": over["over_best_ci"],
-                    }
-                )
+                over = paired(own, figures[0], strata, seed, "over_first")
+                rows.append({**row, "condition": condition, "shield": shield, **over})
     return rows
