@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def make_controller(
             "train one for this chip",
         )
     return policy
+
+
+def compared(options: argparse.Namespace, control: Control) -> tuple[Limits, list[Controller]]:
+    """The limits and the controllers that a comparison's options name.
+
+    Raises:
+        BadValueError, BadFileError, UnknownNameError, PolicyFileError, MissingExtraError: As ``make_controller``.
+    """
+    limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
+    tuned = Path(options.tuned) if options.tuned else None
+    return limits, [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]

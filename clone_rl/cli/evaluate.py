@@ -106,7 +106,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.agents.policy import Policy
     from clone_rl.agents.rollout import run_requests
     from clone_rl.bars import Bar
-    from clone_rl.cli.controllers import make_controller
+    from clone_rl.cli.controllers import compared
     from clone_rl.cli.run_folder import command_line
     from clone_rl.envs.control import load_control
     from clone_rl.evaluation.live import beside_replay
@@ -118,9 +118,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     _check(options)
     changes: dict[str, Any] = {name: value for name in ("chip", "traces") if (value := getattr(options, name))}
     control = load_control("layer", options.scenario, options.split, **changes)
-    limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
-    tuned = Path(options.tuned) if options.tuned else None
-    controllers = [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]
+    limits, controllers = compared(options, control)
     typed = zip(controllers, options.controllers, strict=True)
     origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy | LutPolicy)})
     shared: dict[str, Any] = {"seeds": options.seeds, "requests": options.requests}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from clone_rl.cli.text import Column, aligned, plain, quality
@@ -28,15 +27,13 @@ def add_unseen(parser: argparse.ArgumentParser) -> None:
 def run_unseen(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl study unseen``."""
     from clone_rl.bars import Bar
-    from clone_rl.cli.controllers import make_controller
+    from clone_rl.cli.controllers import compared
     from clone_rl.envs.control import load_control
     from clone_rl.evaluation.unseen import unseen
 
     changes = {"chip": options.chip} if options.chip else {}
     control = load_control("layer", options.scenario, options.split, **changes)
-    limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
-    tuned = Path(options.tuned) if options.tuned else None
-    controllers = [make_controller(name, control, limits, tuned=tuned) for name in options.controllers]
+    limits, controllers = compared(options, control)
     bar_of = partial(Bar, desc="unseen", unit="condition", delay=2.0, disable=None, dynamic_ncols=True)
     rows = unseen(control, controllers, options.split, options.seed, options.seeds, limits, options.requests, bar_of)
     if not options.json:
