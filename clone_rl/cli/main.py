@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -164,6 +165,16 @@ def _report(error: CloneRLError, as_json: bool) -> None:
         print(f"clone-rl: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
 
 
+def _show_notices() -> None:
+    """What the package logs for people goes to whoever watches a terminal."""
+    log = logging.getLogger("clone_rl.envs.compiling")
+    if sys.stderr.isatty() and not log.handlers:
+        notices = logging.StreamHandler()
+        notices.setFormatter(logging.Formatter("clone-rl: %(message)s"))
+        log.addHandler(notices)
+        log.setLevel(logging.INFO)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -186,6 +197,7 @@ def _answer(as_json: bool) -> int:
     if "pretrain" not in sys.argv[1:2]:
         # Networks and models this small lose more to synchronising threads than a second core gives them.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _show_notices()
     try:
         options = _build().parse_args()
         result, code = _run(options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.core import event
 
+_LOG = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
@@ -27,3 +30,26 @@ def entry(function: Any, *signature: Any) -> Callable[..., Any]:
     if signature not in function.overloads:
         function.compile(signature)
     return function.get_overload(signature)  # type: ignore[no-any-return]
+
+
+class Notice(event.Listener):
+    """Tells once that code of this package is being compiled: half a minute in which nothing else is to be seen.
+
+    Args:
+        tell: Takes the sentence.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._told = tell, False
+
+    def on_start(self, event: Any) -> None:
+        """Code was not on disk."""
+        if not self._told and event.data["dispatcher"].py_func.__module__.startswith("clone_rl."):
+            self._told = True
+            self._tell("compiling for this machine, once: up to a minute")
+
+    def on_end(self, event: Any) -> None:
+        """Nothing more to say."""
+
+
+event.register("numba:compile", Notice(_LOG.info))
