@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from clone_rl.agents.policy import Policy
+from clone_rl.agents.weights import LIMITS
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError, PolicyFileError
 
@@ -40,7 +41,7 @@ class PolicyFamily(Policy):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of what it reads."""
-        return (*super().inputs, "limits")
+        return (*super().inputs, LIMITS)
 
     @property
     def base(self) -> Limits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import RuleController
-from clone_rl.agents.policy import Policy, write_with_card
+from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import rule
+from clone_rl.agents.weights import Weights, packed, read_card, write_weights
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
-from clone_rl.envs.signals import EXTRA_SIGNALS
-from clone_rl.errors import MissingExtraError, PolicyFileError
+from clone_rl.errors import PolicyFileError
 from clone_rl.hw_emulator.asic import POLICY_INPUTS
 
 FORMAT = "lut-1"
@@ -199,9 +198,7 @@ class LutPolicy(RuleController):
     @cached_property
     def content(self) -> bytes:
         """The table as a safetensors file."""
-        from safetensors.numpy import save
-
-        return bytes(save({name: np.ascontiguousarray(part, np.int16) for name, part in self.table._asdict().items()}))
+        return packed({name: part.astype(np.int16) for name, part in self.table._asdict().items()})
 
     @property
     def sha256(self) -> str:
@@ -220,9 +217,8 @@ class LutPolicy(RuleController):
             "probes": self.probes,
             "rom_bytes": self.rom_bytes,
             "steps": self.steps,
-            "sha256": self.sha256,
         }
-        write_with_card(path, self.content, card)
+        write_weights(path, self.content, card)
 
     @classmethod
     def load(cls, path: str | Path) -> LutPolicy:
@@ -232,42 +228,16 @@ class LutPolicy(RuleController):
             PolicyFileError: Missing, truncated, altered, or made for other observations.
             MissingExtraError: safetensors is not installed.
         """
-        try:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load
-        except ImportError:
-            raise MissingExtraError("look-up tables need safetensors", "pip install 'clone-rl[train]'") from None
         path = Path(path).with_suffix(".safetensors")
-        card = read_card(path)
-        if card is None or card.get("format") != FORMAT:
-            raise PolicyFileError(f"{path.with_suffix('.json')} is not the card of a look-up table of format {FORMAT}")
+        tensors, card, signals, conditioned = Weights.read(path, "a look-up table", FORMAT)
+        if conditioned:
+            raise PolicyFileError(f"{path} reads limits, and a look-up table has those of one policy", "export it again")
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise PolicyFileError(f"cannot read {path}: {error.strerror}", "export the table again") from None
-        if hashlib.sha256(data).hexdigest() != card.get("sha256"):
-            raise PolicyFileError(
-                f"{path} does not match the hash in its card", "the file is truncated or altered; export it again"
-            )
-        seen = card.get("observation")
-        signals = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
-        if seen != [*OBSERVATION, *signals] or not set(signals) <= set(EXTRA_SIGNALS):
-            raise PolicyFileError(f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}")
-        try:
-            tensors, kind = load(data), _RULES[card["shape"]]
+            kind = _RULES[card["shape"]]
             table = kind(*(np.ascontiguousarray(tensors[name], np.int64) for name in kind._fields))
             return cls(table, int(card["actions"]), card, str(card.get("name", path.stem)), bool(card["probes"]), signals)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a look-up table: {error}") from None
-
-
-def read_card(path: Path) -> dict[str, Any] | None:
-    """The card beside a file; None where there is none to read."""
-    try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return card if isinstance(card, dict) else None
 
 
 def is_lut_path(name: str) -> bool:

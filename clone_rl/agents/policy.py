@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -17,11 +16,10 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Observations, RuleController
 from clone_rl.agents.rule import rule
+from clone_rl.agents.weights import Weights, packed, write_weights
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
-from clone_rl.envs.signals import EXTRA_SIGNALS
-from clone_rl.errors import MissingExtraError, PolicyFileError, UnknownNameError
-from clone_rl.files import replacing
+from clone_rl.errors import PolicyFileError, UnknownNameError
 
 FORMAT = 1
 
@@ -158,12 +156,10 @@ class Policy(RuleController):
     @cached_property
     def content(self) -> bytes:
         """The weights as a safetensors file."""
-        from safetensors.numpy import save
-
         tensors: dict[str, NDArray[np.float32]] = {}
         for index, (weight, bias) in enumerate(self.layers):
-            tensors |= {f"{index}.weight": np.ascontiguousarray(weight), f"{index}.bias": np.ascontiguousarray(bias)}
-        return bytes(save(tensors))
+            tensors |= {f"{index}.weight": weight, f"{index}.bias": bias}
+        return packed(tensors)
 
     @property
     def sha256(self) -> str:
@@ -184,43 +180,15 @@ class Policy(RuleController):
             PolicyFileError: Missing, truncated, altered, or made for other observations.
             MissingExtraError: safetensors is not installed.
         """
-        try:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load
-        except ImportError:
-            raise MissingExtraError("policy files need safetensors", "pip install 'clone-rl[train]'") from None
-        name = str(name)
-        path = _locate(name)
-        try:
-            data = path.read_bytes()
-            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise PolicyFileError(
-                f"no policy file {error.filename}", "a policy is NAME.safetensors with NAME.json beside it"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card: {error}") from None
-        if not isinstance(card, dict) or card.get("format") != FORMAT:
-            raise PolicyFileError(f"{path.with_suffix('.json')} is not a policy card of format {FORMAT}")
-        if hashlib.sha256(data).hexdigest() != card.get("sha256"):
-            raise PolicyFileError(
-                f"{path} does not match the hash in its card", "the file is truncated or altered; get it again"
-            )
         from clone_rl.agents.family import PolicyFamily
 
-        seen = card.get("observation")
-        conditioned = isinstance(seen, list) and seen[-1:] == ["limits"]
-        extra = tuple(seen[len(OBSERVATION) :]) if isinstance(seen, list) else ()
-        signals = extra[:-1] if conditioned else extra
-        if seen != [*OBSERVATION, *extra] or not set(signals) <= set(EXTRA_SIGNALS):
-            raise PolicyFileError(
-                f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; train it again"
-            )
+        name = str(name)
+        path = _locate(name)
+        tensors, card, signals, conditioned = Weights.read(path, "a policy", FORMAT)
         try:
-            tensors = load(data)
             layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2))
             heads = tuple(int(h) for h in card["heads"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a policy: {error}") from None
         label = name if not is_policy_path(name) else card.get("name", path.stem)
         made = (layers, heads, card, str(label), bool(card.get("probes", True)), signals)
@@ -235,17 +203,8 @@ class Policy(RuleController):
             "heads": list(self.heads),
             "parameters": self.parameters,
             "probes": self.probes,
-            "sha256": self.sha256,
         }
-        write_with_card(path, self.content, card)
-
-
-def write_with_card(path: str | Path, content: bytes, card: dict[str, Any]) -> None:
-    """Write a file and the card beside it (.json); each appears complete or not at all."""
-    path = Path(path)
-    for target, data in ((path, content), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
-        with replacing(target) as aside:
-            aside.write_bytes(data)
+        write_weights(path, self.content, card)
 
 
 def policy_names() -> list[str]:

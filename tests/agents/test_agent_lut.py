@@ -154,6 +154,7 @@ def test_an_altered_or_truncated_table_is_refused(path):
     [
         {"format": 1}, {"shape": "pickle"}, {"shape": None}, {"shape": "grid"}, {"actions": "x"}, {"actions": 3},
         {"actions": None}, {"observation": ["phase"]}, {"observation": None}, {"observation": [*OBSERVATION, "mood"]},
+        {"observation": [*OBSERVATION, "limits"]},
         {"probes": None},
     ],
 )  # fmt: skip
@@ -180,9 +181,11 @@ def test_a_table_with_the_right_hash_and_the_wrong_content_is_refused(path):
 
 
 def test_a_missing_file_is_named(path):
+    content = path.read_bytes()
     path.unlink()
     with pytest.raises(PolicyFileError, match=r"mine\.safetensors"):
         LutPolicy.load(path)
+    path.write_bytes(content)
     path.with_suffix(".json").unlink()
     with pytest.raises(PolicyFileError, match=r"mine\.json"):
         LutPolicy.load(path)
