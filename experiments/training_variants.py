@@ -20,6 +20,7 @@ from unittest.mock import patch
 from stable_baselines3 import PPO
 
 from clone_rl.agents import ppo
+from clone_rl.agents.constraints import Multiplier
 from clone_rl.agents.train_config import TrainConfig
 from clone_rl.agents.training import run_training
 from clone_rl.cli.controllers import make_controller
@@ -52,6 +53,23 @@ class Variant:
     signals: tuple[str, ...] = ()
 
 
+@dataclass
+class _Tightening(Multiplier):
+    """A limit three times as wide at first, which tightens to its own within the first half of the training."""
+
+    steps: int = 46
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._own, self._taken = self.limit, 0
+        self.limit *= 3.0
+
+    def update(self, measured: float) -> float:
+        self._taken += 1
+        self.limit = self._own * max(1.0, 3.0 - 2.0 * self._taken / self.steps)
+        return super().update(measured)
+
+
 def _cold(*_: Any, **__: Any) -> float:
     """Clone nothing: the actor keeps its first weights, with the exit made improbable."""
     return 0.0
@@ -70,6 +88,10 @@ VARIANTS = {
     "coins": Variant(
         "disagreements as they fall, not by their expectation",
         constants={"expected_outcome": lambda control: control.world.outcome},
+    ),
+    "curriculum": Variant(
+        "limits three times as wide at first, tightened over half of the training",
+        constants={"aimed_at": lambda limits, name: _Tightening(ppo._AIM * float(getattr(limits, name)), ppo._PRICE)},
     ),
     "token": Variant("decisions per token (TokenControl, no warm start)", config={"env_id": "clone_rl/TokenControl-v0"}),
 }

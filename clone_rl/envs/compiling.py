@@ -44,7 +44,8 @@ class Notice(event.Listener):
 
     def on_start(self, event: Any) -> None:
         """Code was not on disk."""
-        if not self._told and event.data["dispatcher"].py_func.__module__.startswith("clone_rl."):
+        module = event.data["dispatcher"].py_func.__module__ or ""  # what Numba generates is of none
+        if not self._told and module.startswith("clone_rl."):
             self._told = True
             self._tell("compiling for this machine, once: up to a minute")
 

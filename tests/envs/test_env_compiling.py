@@ -18,7 +18,8 @@ def test_compiling_is_told_once():
     told = []
     ours, again = _fresh("clone_rl.envs.some"), _fresh("clone_rl.agents.some")
     with event.install_listener("numba:compile", Notice(told.append)):
-        _fresh("someone.else")(1, 2)
+        for other in ("someone.else", None):
+            _fresh(other)(1, 2)
         assert told == []
         assert ours(1, 2) == ours(2, 1) == 3
         assert again(1, 2) == 3
