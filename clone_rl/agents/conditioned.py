@@ -135,7 +135,10 @@ class ConditionedTraining(Training):
     def apply_multipliers(self) -> None:
         """Hand the prices of every level to the environment."""
         assert isinstance(self.adapter, ConditionedVecEnv)
-        self.adapter.set_prices(self._table())
+        table = self._table()
+        self.adapter.set_prices(table)
+        _, *quality = table[len(LEVELS) // 2]
+        self.foresight.price(*quality)
 
     def judge(self) -> dict[str, float]:
         """Run the policy at every level; move its multipliers; keep it if it is the best so far.

@@ -36,7 +36,7 @@ class Multiplier:
 
     limit: float
     value: float = 2.0
-    proportional: float = 0.3
+    proportional: float = 2.0
     integral: float = 0.1
     derivative: float = 0.3
     ceiling: float = 40.0

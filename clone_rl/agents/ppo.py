@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from clone_rl.agents.checkpoint import learner_state, made_for, read_checkpoint, restore_learner, write_checkpoint
 from clone_rl.agents.constraints import Multiplier
+from clone_rl.agents.foresight import Foresight, ForesightPolicy
 from clone_rl.agents.judge import Judge
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.risk import expected_outcome
@@ -33,11 +34,12 @@ from clone_rl.envs.control import load_control
 from clone_rl.envs.scenario import Limits
 from clone_rl.interrupt import stop_here
 
-# A gamma of 0.99 ended 1 % worse than 0.999: slack is spent tokens later. A low lambda keeps the noise of later tokens out.
+# A gamma of 0.99 ended 1 % worse than 0.999: slack is spent tokens later.
 _HIDDEN = (24, 16)  # 961 parameters with 8 operating points: a deployable policy has fewer than 1,000
 VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
 _REWARD_SCALE = 0.1
-_LEARNING_RATE = (1e-3, 2e-5)  # from, to
+_LEARNING_RATE = (4e-3, 2e-5)  # from, to; nearly all decisions are beyond doubt, so that steps are small nevertheless
+_BATCH = 2048
 _CLONE_STEPS, _CLONE_EPOCHS = 400, 30
 _TEACHER_TRIALS, _STEPS_PER_TRIAL = 300, 20_000  # at most, of the teacher's search; a short training takes a short one
 _EXIT_BIAS = -3.0  # logit of the exit action without a warm start: random exits are nearly always wrong
@@ -158,19 +160,20 @@ class Training:
         self._judge = Judge(self.env.control, limits, config.seed)
         self.env.set_outcome(expected_outcome(self.env.control))
         self.adapter = self._adapted(_REWARD_SCALE)
+        self.foresight = Foresight(self.adapter)
         self.model = PPO(
-            "MlpPolicy",
-            self.adapter,
+            ForesightPolicy,
+            self.foresight,
             learning_rate=LinearSchedule(*_LEARNING_RATE, 1.0),
             n_steps=config.rollout,
-            batch_size=min(8192, config.envs * config.rollout),
+            batch_size=min(_BATCH, config.envs * config.rollout),
             n_epochs=4,
             gamma=0.999,
-            gae_lambda=0.9,
+            gae_lambda=0.95,
             ent_coef=_ENTROPY[0],
             clip_range=0.2,
             target_kl=0.03,
-            policy_kwargs={"net_arch": {"pi": list(_HIDDEN), "vf": [64, 64]}},
+            policy_kwargs={"net_arch": {"pi": list(_HIDDEN), "vf": [64, 64]}, "seen": self.foresight.seen},
             seed=config.seed,
             device="cpu",
         )
@@ -194,6 +197,7 @@ class Training:
         """Hand the prices to the environment as reward weights."""
         m = self.multipliers
         self.env.set_weights(late=m["miss"].value, disagree=m["disagree"].value, kl=m["dnll"].value)
+        self.foresight.price(m["disagree"].value, m["dnll"].value)
 
     def judge(self) -> dict[str, float]:
         """Run the actor as it would be deployed; move the multipliers; keep it if it is the best so far.
