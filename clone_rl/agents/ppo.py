@@ -38,7 +38,7 @@ from clone_rl.interrupt import stop_here
 _HIDDEN = (24, 16)  # 961 parameters with 8 operating points: a deployable policy has fewer than 1,000
 VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the warm start
 _REWARD_SCALE = 0.1
-_LEARNING_RATE = (4e-3, 2e-5)  # from, to; nearly all decisions are beyond doubt, so that steps are small nevertheless
+_LEARNING_RATE = (3e-3, 2e-5)  # from, to; nearly all decisions are beyond doubt, so that steps are small nevertheless
 _BATCH = 2048
 _CLONE_STEPS, _CLONE_EPOCHS = 400, 30
 _TEACHER_TRIALS, _STEPS_PER_TRIAL = 300, 20_000  # at most, of the teacher's search; a short training takes a short one
@@ -169,7 +169,7 @@ class Training:
             batch_size=min(_BATCH, config.envs * config.rollout),
             n_epochs=4,
             gamma=0.999,
-            gae_lambda=0.95,
+            gae_lambda=0.97,
             ent_coef=_ENTROPY[0],
             clip_range=0.2,
             target_kl=0.03,
