@@ -61,7 +61,9 @@ def test_the_trained_policy_is_a_file_that_acts_as_the_network(trained, tmp_path
     policy.save(tmp_path / "mine.safetensors")
     loaded = Policy.load(str(tmp_path / "mine.safetensors"))
     observations = np.random.default_rng(0).uniform(-1, 1, (200, 16)).astype(np.float32)
-    own, _ = trained[0].model.predict(observations, deterministic=True)
+    model = trained[0].model
+    to_come = np.zeros((200, model.observation_space.shape[0] - 16), np.float32)  # which the critic sees
+    own, _ = model.predict(np.concatenate([observations, to_come], 1), deterministic=True)
     assert (loaded.act(observations)[:, 0] == own).mean() > 0.99
     assert loaded.parameters < 1000
     assert trained[0].env.control.scenario.policy_macs == loaded.macs
