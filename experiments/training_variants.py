@@ -12,20 +12,24 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from clone_rl.agents import ppo
 from clone_rl.agents.constraints import Multiplier
+from clone_rl.agents.foresight import Foresight
+from clone_rl.agents.ppo import aimed_at
 from clone_rl.agents.train_config import TrainConfig
 from clone_rl.agents.training import run_training
 from clone_rl.cli.controllers import make_controller
 from clone_rl.envs.control import load_control
-from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.envs.scenario_file import write_scenario
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.evaluation.protocol import evaluate
@@ -53,6 +57,20 @@ class Variant:
     signals: tuple[str, ...] = ()
 
 
+class _Blind(Foresight):
+    """Shows the critic nothing of what is to come."""
+
+    def _shown(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        shown = super()._shown(observation)
+        shown[:, self.seen :] = 0.0
+        return shown
+
+
+def _slowly(limits: Limits, name: str) -> Multiplier:
+    """A price that acts little on the error at hand, and more on the sum of those before."""
+    return replace(aimed_at(limits, name), proportional=0.3)
+
+
 @dataclass
 class _Tightening(Multiplier):
     """A limit three times as wide at first, which tightens to its own within the first half of the training."""
@@ -76,12 +94,17 @@ def _cold(*_: Any, **__: Any) -> float:
 
 
 VARIANTS = {
-    "shipped": Variant("as shipped"),
+    "shipped": Variant("as shipped, but for the decisions"),
+    "blind": Variant("a critic that sees what the actor sees", constants={"Foresight": _Blind}),
+    "steps": Variant(
+        "a fourth as many steps, a third as large", constants={"_LEARNING_RATE": (1e-3, 2e-5)}, learner={"batch_size": 8192}
+    ),
+    "prices": Variant("prices that act little on the error at hand", constants={"aimed_at": _slowly}),
     "wide": Variant("network of 64 and 64 units (5,289 parameters; shipped 961)", constants={"_HIDDEN": (64, 64)}),
     "signals": Variant("the six extra signals of the exits as well", signals=EXTRA_SIGNALS),
     "long": Variant("20 million decisions", config={"steps": 10 / 3}),
     "horizon": Variant("gamma 0.99 (shipped 0.999)", learner={"gamma": 0.99}),
-    "lambda": Variant("GAE lambda 0.97 (shipped 0.9)", learner={"gae_lambda": 0.97}),
+    "lambda": Variant("GAE lambda 0.9 (shipped 0.97)", learner={"gae_lambda": 0.9}),
     "rollout": Variant("rollouts four times as long", config={"rollout": 512}),
     "entropy": Variant("five times the entropy bonus", constants={"_ENTROPY": (1.5e-2, 5e-4)}),
     "cold": Variant("no warm start", constants={"clone": _cold}),
@@ -91,7 +114,7 @@ VARIANTS = {
     ),
     "curriculum": Variant(
         "limits three times as wide at first, tightened over half of the training",
-        constants={"aimed_at": lambda limits, name: _Tightening(ppo._AIM * float(getattr(limits, name)), ppo._PRICE)},
+        constants={"aimed_at": lambda limits, name: _Tightening(aimed_at(limits, name).limit, ppo._PRICE)},
     ),
     "token": Variant("decisions per token (TokenControl, no warm start)", config={"env_id": "clone_rl/TokenControl-v0"}),
 }
