@@ -13,6 +13,9 @@ _PANELS = (
     ("dnll", "dnll", "dNLL (nats per token)", 1.0),
 )
 
+_FAR = 1.3
+"""Energies beyond this many times the least stand at the edge: controllers that are to be told apart differ by per cents."""
+
 
 def front(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Rows that no other beats in energy and in ``key``, by rising energy.
@@ -37,6 +40,11 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
         results: Of which the summary is drawn.
     """
     panels = figure.subplots(1, len(_PANELS), sharex=True)
+    least = min(row["energy_per_token_j"] for row in results.summary)
+    far = [row for row in results.summary if row["energy_per_token_j"] > _FAR * least]
+    near = [row for row in results.summary if row not in far]
+    if len(near) < 2:
+        far = []
     for axes, (key, limit_name, label, factor) in zip(panels, _PANELS, strict=True):
         limit = getattr(results.limits, limit_name) * factor
         axes.axhline(limit, color=theme.bad, linewidth=1, linestyle="--")
@@ -47,6 +55,8 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
         )  # fmt: skip
         for number, row in enumerate(results.summary):
             _point(axes, theme, row, number, key, factor, row["name"] == results.best)
+        if far:
+            _at_the_edge(axes, theme, far, near, key, factor)
         axes.set_xlabel("energy per token (uJ)")
         axes.set_ylabel(label)
         axes.grid(color=theme.faint, linewidth=0.5)
@@ -56,6 +66,7 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
             # A few that are far out must not squeeze all others: linear up to the limit, logarithmic beyond.
             axes.set_yscale("symlog", linthresh=max(2 * limit, 1e-3))
             ticks = [0.0, limit, *(t for t in (10.0, 100.0) if 2 * limit < t <= 2 * max(values))]
+            axes.set_ylim(bottom=-0.3 * max(limit, 1e-3))
             axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.annotate(
             f"limit {limit:g}", (1, limit), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points",
@@ -63,6 +74,23 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
         )  # fmt: skip
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+
+
+def _at_the_edge(
+    axes: Any, theme: Theme, far: list[dict[str, Any]], near: list[dict[str, Any]], key: str, factor: float
+) -> None:
+    """Name the far ones at the right edge, at their height, and leave the room to the near ones."""
+    ends = [end * 1e6 for row in near for end in row["energy_per_token_j_ci"]]
+    margin = 0.1 * (max(ends) - min(ends))
+    axes.set_xlim(min(ends) - margin, max(ends) + 4 * margin)
+    heights: dict[float, int] = {}
+    for row in sorted(far, key=lambda row: row["energy_per_token_j"]):
+        y = row[key] * factor
+        lines = heights[round(y, 3)] = heights.get(round(y, 3), 0) + 1
+        axes.annotate(
+            f"{row['name']} {row['energy_per_token_j'] * 1e6:.1f} >", (1, y), xycoords=("axes fraction", "data"), ha="right",
+            xytext=(-3, 10 * lines - 6), textcoords="offset points", fontsize=8, color=theme.ink,
+        )  # fmt: skip
 
 
 def _point(axes: Any, theme: Theme, row: dict[str, Any], number: int, key: str, factor: float, best: bool) -> None:
