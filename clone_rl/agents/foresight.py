@@ -20,6 +20,7 @@ from clone_rl.agents.sb3 import Sb3VecEnv
 
 _AHEAD = 4  # tokens that are shown one by one; those behind them as a sum
 _NATS = 4.0  # dearer exits are as bad
+_OF_REQUEST = ("growth", "slowdown", "to_busy", "to_idle")  # fields of ``STATE``
 _DISAGREE, _KL = 0, 2  # columns of ``World.outcome``
 
 
@@ -28,7 +29,8 @@ class Foresight(VecEnvWrapper):
 
     Behind the observation come, of the token at hand, the chance of a disagreement and the nats of every exit, and what the
     rest of it would cost if left at its cheapest exit; the same of each of the next four tokens; of all tokens to come, the
-    sum, and how many they are; and the time until the co-runner may change.
+    sum, and how many they are; and the time until the co-runner may change. Where chips differ from request to request, which
+    one it is follows, how its leakage has grown with temperature, and how strong and how frequent the co-runner is.
 
     Args:
         venv: The native environment as SB3 sees it, its outcomes as training scores them.
@@ -44,7 +46,9 @@ class Foresight(VecEnvWrapper):
         self.seen, self._exits = space.shape[0], outcome.shape[1]
         self._wrong, self._nats = outcome[..., _DISAGREE], np.clip(outcome[..., _KL], 0.0, _NATS)
         self._risk = np.concatenate([self._wrong, self._nats], 1)
-        more = np.full(self._risk.shape[1] + 1 + _AHEAD + 3, np.inf, np.float32)
+        chips = len(self._world.prices.reference_j)
+        self._chip = np.eye(chips) if chips > 1 else None
+        more = np.full(self._risk.shape[1] + 1 + _AHEAD + 3 + (chips + 4 if chips > 1 else 0), np.inf, np.float32)
         super().__init__(venv, Box(np.append(space.low, -more), np.append(space.high, more), dtype=np.float32))
         self.price(1.0, 1.0)
 
@@ -72,6 +76,8 @@ class Foresight(VecEnvWrapper):
         columns.append(((self._sums[end] - self._sums[following]) / 64.0)[:, None])
         columns.append(((end - following) / 128.0)[:, None])
         columns.append(((state["slot_end_s"] - state["clock_s"]) / self._world.rules[0]["slot_s"])[:, None])
+        if self._chip is not None:
+            columns += [self._chip[state["variant"]], np.stack([state[name] for name in _OF_REQUEST], 1)]
         return np.concatenate(columns, 1, dtype=np.float32)
 
     def reset(self) -> NDArray[np.float32]:

@@ -78,6 +78,18 @@ def test_the_observation_itself_is_untouched(env):
         np.testing.assert_array_equal(reward, same)
 
 
+def test_the_critic_knows_the_chip_where_chips_differ():
+    env = Foresight(Sb3VecEnv(LayerControlVectorEnv(num_envs=8, scenario="many-chips")))
+    shown = env.reset()
+    assert shown.shape[1:] == env.observation_space.shape
+    state = env.venv.env._rows.state
+    which, rest = shown[:, -20:-4], shown[:, -4:]
+    assert (which.sum(1) == 1).all()
+    np.testing.assert_array_equal(which.argmax(1), state["variant"])
+    assert len(set(state["variant"])) > 1
+    np.testing.assert_allclose(rest.T, [state[name] for name in ("growth", "slowdown", "to_busy", "to_idle")], rtol=1e-6)
+
+
 def test_only_the_critic_sees_it(env):
     """Other things to come change a value, never an action."""
     model = PPO(ForesightPolicy, env, n_steps=8, device="cpu", seed=0, policy_kwargs={"seen": env.seen})
