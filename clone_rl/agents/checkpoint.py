@@ -21,7 +21,7 @@ from clone_rl.envs.state import STATE
 from clone_rl.errors import BadFileError
 from clone_rl.files import replacing
 
-FORMAT = 2
+FORMAT = 3
 NAME = "checkpoint.pt"
 _FIELDS = json.dumps(STATE.descr)
 
