@@ -48,7 +48,8 @@ class Foresight(VecEnvWrapper):
         self._risk = np.concatenate([self._wrong, self._nats], 1)
         chips = len(self._world.prices.reference_j)
         self._chip = np.eye(chips) if chips > 1 else None
-        more = np.full(self._risk.shape[1] + 1 + _AHEAD + 3 + (chips + 4 if chips > 1 else 0), np.inf, np.float32)
+        of_request = chips + len(_OF_REQUEST) if chips > 1 else 0
+        more = np.full(self._risk.shape[1] + 1 + _AHEAD + 3 + of_request, np.inf, np.float32)
         super().__init__(venv, Box(np.append(space.low, -more), np.append(space.high, more), dtype=np.float32))
         self.price(1.0, 1.0)
 
