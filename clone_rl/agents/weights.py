@@ -48,7 +48,7 @@ class Weights(NamedTuple):
 
         Args:
             path: Which.
-            kind: What it should be, for people: "a policy".
+            kind: What it should be, for people: "policy".
             form: ``format`` of its card.
 
         Raises:
@@ -64,12 +64,13 @@ class Weights(NamedTuple):
         try:
             data, card = path.read_bytes(), json.loads(beside.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            missing = f"{kind} is NAME.safetensors with NAME.json beside it"
-            raise PolicyFileError(f"no file {error.filename}", missing) from None
+            raise PolicyFileError(
+                f"no {kind} file {error.filename}", f"a {kind} is NAME.safetensors with NAME.json beside it"
+            ) from None
         except (OSError, ValueError) as error:
-            raise PolicyFileError(f"{beside} is not the card of {kind}: {error}") from None
+            raise PolicyFileError(f"{beside} is not the card of a {kind}: {error}") from None
         if not isinstance(card, dict) or card.get("format") != form:
-            raise PolicyFileError(f"{beside} is not the card of {kind} of format {form}")
+            raise PolicyFileError(f"{beside} is not the card of a {kind} of format {form}")
         if hashlib.sha256(data).hexdigest() != card.get("sha256"):
             raise PolicyFileError(
                 f"{path} does not match the hash in its card", "the file is truncated or altered; get it again"
@@ -85,7 +86,7 @@ class Weights(NamedTuple):
         try:
             return cls(load(data), card, signals, conditioned)
         except (SafetensorError, ValueError) as error:
-            raise PolicyFileError(f"{path} is not {kind}: {error}") from None
+            raise PolicyFileError(f"{path} is not a {kind}: {error}") from None
 
 
 def write_weights(path: str | Path, content: bytes, card: dict[str, Any]) -> None:
