@@ -68,9 +68,9 @@ class Weights(NamedTuple):
                 f"no {kind} file {error.filename}", f"a {kind} is NAME.safetensors with NAME.json beside it"
             ) from None
         except (OSError, ValueError) as error:
-            raise PolicyFileError(f"{beside} is not the card of a {kind}: {error}") from None
+            raise PolicyFileError(f"{beside} is not a {kind} card: {error}") from None
         if not isinstance(card, dict) or card.get("format") != form:
-            raise PolicyFileError(f"{beside} is not the card of a {kind} of format {form}")
+            raise PolicyFileError(f"{beside} is not a {kind} card of format {form}")
         if hashlib.sha256(data).hexdigest() != card.get("sha256"):
             raise PolicyFileError(
                 f"{path} does not match the hash in its card", "the file is truncated or altered; get it again"
