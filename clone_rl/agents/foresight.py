@@ -16,12 +16,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from clone_rl.agents.risk import DISAGREE, KL
 from clone_rl.agents.sb3 import Sb3VecEnv
 
 _AHEAD = 4  # tokens that are shown one by one; those behind them as a sum
 _NATS = 4.0  # dearer exits are as bad
 _OF_REQUEST = ("growth", "slowdown", "to_busy", "to_idle")  # fields of ``STATE``
-_DISAGREE, _KL = 0, 2  # columns of ``World.outcome``
 
 
 class Foresight(VecEnvWrapper):
@@ -44,12 +44,13 @@ class Foresight(VecEnvWrapper):
         outcome, space = self._world.outcome, venv.observation_space
         assert isinstance(space, Box)
         self.seen, self._exits = space.shape[0], outcome.shape[1]
-        self._wrong, self._nats = outcome[..., _DISAGREE], np.clip(outcome[..., _KL], 0.0, _NATS)
+        self._wrong, self._nats = outcome[..., DISAGREE], np.clip(outcome[..., KL], 0.0, _NATS)
         self._risk = np.concatenate([self._wrong, self._nats], 1)
         chips = len(self._world.prices.reference_j)
         self._chip = np.eye(chips) if chips > 1 else None
         of_request = chips + len(_OF_REQUEST) if chips > 1 else 0
         more = np.full(self._risk.shape[1] + 1 + _AHEAD + 3 + of_request, np.inf, np.float32)
+        self._nothing = np.zeros_like(more)
         super().__init__(venv, Box(np.append(space.low, -more), np.append(space.high, more), dtype=np.float32))
         self.price(1.0, 1.0)
 
@@ -88,9 +89,8 @@ class Foresight(VecEnvWrapper):
     def step_wait(self) -> Any:
         """Step; behind the last observation of an episode nothing is to come."""
         observation, reward, done, infos = self.venv.step_wait()
-        nothing = np.zeros(self.observation_space.shape[0] - self.seen, np.float32)  # type: ignore[index]
         for i in np.flatnonzero(done):
-            infos[i]["terminal_observation"] = np.append(infos[i]["terminal_observation"], nothing)
+            infos[i]["terminal_observation"] = np.append(infos[i]["terminal_observation"], self._nothing)
         return self._shown(np.asarray(observation)), reward, done, infos
 
 

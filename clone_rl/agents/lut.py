@@ -229,7 +229,7 @@ class LutPolicy(RuleController):
             MissingExtraError: safetensors is not installed.
         """
         path = Path(path).with_suffix(".safetensors")
-        tensors, card, signals, conditioned = Weights.read(path, "look-up table", FORMAT)
+        tensors, card, signals, conditioned = Weights.read(path, "look-up table", FORMAT, "export it again")
         if conditioned:
             raise PolicyFileError(f"{path} reads limits, and a look-up table has those of one policy", "export it again")
         try:

@@ -184,7 +184,7 @@ class Policy(RuleController):
 
         name = str(name)
         path = _locate(name)
-        tensors, card, signals, conditioned = Weights.read(path, "policy", FORMAT)
+        tensors, card, signals, conditioned = Weights.read(path, "policy", FORMAT, "train it again")
         try:
             layers = tuple((tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2))
             heads = tuple(int(h) for h in card["heads"])

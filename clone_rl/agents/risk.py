@@ -18,7 +18,8 @@ from clone_rl.interrupt import stop_here
 _HIDDEN = 48
 _EPOCHS, _BATCH, _LEARNING_RATE, _DECAY = 8, 2048, 3e-3, 1e-2
 _NATS = (-2.0, 4.0)  # single tokens beyond would decide the fit
-_DISAGREE, _DNLL, _KL = range(3)  # columns of ``World.outcome``
+DISAGREE, DNLL, KL = range(3)
+"""Columns of ``World.outcome``."""
 
 
 def _features(seen: NDArray[np.float32]) -> torch.Tensor:
@@ -57,7 +58,7 @@ def expected_outcome(control: Control, seed: int = 0) -> NDArray[np.float32]:
         )
         rows = x[torch.from_numpy(learned)].flatten(0, 1)
         happened = torch.from_numpy(outcome[learned]).flatten(0, 1)
-        differs, nats = happened[:, _DISAGREE], happened[:, _DNLL].clamp(*_NATS)
+        differs, nats = happened[:, DISAGREE], happened[:, DNLL].clamp(*_NATS)
         optimiser = torch.optim.AdamW(net.parameters(), _LEARNING_RATE, weight_decay=_DECAY)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _EPOCHS * -(-len(rows) // _BATCH))
         for _ in Bar(range(_EPOCHS), desc="what exits cost", unit="epoch"):
@@ -72,6 +73,6 @@ def expected_outcome(control: Control, seed: int = 0) -> NDArray[np.float32]:
                 schedule.step()
     with torch.no_grad():
         chance, cost = net(x).unbind(2)
-        outcome[..., _DISAGREE] = torch.sigmoid(chance).numpy()
-        outcome[..., _KL] = torch.nn.functional.softplus(cost).numpy()
+        outcome[..., DISAGREE] = torch.sigmoid(chance).numpy()
+        outcome[..., KL] = torch.nn.functional.softplus(cost).numpy()
     return outcome

@@ -43,13 +43,14 @@ class Weights(NamedTuple):
     conditioned: bool
 
     @classmethod
-    def read(cls, path: Path, kind: str, form: int | str) -> Weights:
+    def read(cls, path: Path, kind: str, form: int | str, remedy: str) -> Weights:
         """Read ``path`` (.safetensors) and the card beside it.
 
         Args:
             path: Which.
             kind: What it should be, for people: "policy".
             form: ``format`` of its card.
+            remedy: What gives one for today's observation.
 
         Raises:
             PolicyFileError: Missing, truncated, altered, or made for other observations.
@@ -80,9 +81,7 @@ class Weights(NamedTuple):
         conditioned = extra[-1:] == (LIMITS,)
         signals = extra[: len(extra) - conditioned]
         if seen != [*OBSERVATION, *extra] or not set(signals) <= set(EXTRA_SIGNALS):
-            raise PolicyFileError(
-                f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; make it again"
-            )
+            raise PolicyFileError(f"{path} was made for another observation", f"expected {', '.join(OBSERVATION)}; {remedy}")
         try:
             return cls(load(data), card, signals, conditioned)
         except (SafetensorError, ValueError) as error:

@@ -41,10 +41,12 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
     """
     panels = figure.subplots(1, len(_PANELS), sharex=True)
     least = min(row["energy_per_token_j"] for row in results.summary)
-    far = [row for row in results.summary if row["energy_per_token_j"] > _FAR * least]
-    near = [row for row in results.summary if row not in far]
-    if len(near) < 2:
-        far = []
+    near = [row for row in results.summary if row["energy_per_token_j"] <= _FAR * least]
+    far = [row for row in results.summary if row["energy_per_token_j"] > _FAR * least] if len(near) > 1 else []
+    if far:
+        ends = [end * 1e6 for row in near for end in row["energy_per_token_j_ci"]]
+        margin = 0.1 * (max(ends) - min(ends))
+        panels[0].set_xlim(min(ends) - margin, max(ends) + 4 * margin)  # of all panels: they share it
     for axes, (key, limit_name, label, factor) in zip(panels, _PANELS, strict=True):
         limit = getattr(results.limits, limit_name) * factor
         axes.axhline(limit, color=theme.bad, linewidth=1, linestyle="--")
@@ -55,8 +57,7 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
         )  # fmt: skip
         for number, row in enumerate(results.summary):
             _point(axes, theme, row, number, key, factor, row["name"] == results.best)
-        if far:
-            _at_the_edge(axes, theme, far, near, key, factor)
+        _at_the_edge(axes, theme, far, key, factor)
         axes.set_xlabel("energy per token (uJ)")
         axes.set_ylabel(label)
         axes.grid(color=theme.faint, linewidth=0.5)
@@ -76,13 +77,8 @@ def draw_pareto(figure: Any, theme: Theme, results: Results) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
 
 
-def _at_the_edge(
-    axes: Any, theme: Theme, far: list[dict[str, Any]], near: list[dict[str, Any]], key: str, factor: float
-) -> None:
-    """Name the far ones at the right edge, at their height, and leave the room to the near ones."""
-    ends = [end * 1e6 for row in near for end in row["energy_per_token_j_ci"]]
-    margin = 0.1 * (max(ends) - min(ends))
-    axes.set_xlim(min(ends) - margin, max(ends) + 4 * margin)
+def _at_the_edge(axes: Any, theme: Theme, far: list[dict[str, Any]], key: str, factor: float) -> None:
+    """Name the far ones at the right edge, at their height."""
     heights: dict[float, int] = {}
     for row in sorted(far, key=lambda row: row["energy_per_token_j"]):
         y = row[key] * factor

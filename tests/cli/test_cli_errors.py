@@ -216,7 +216,7 @@ def other_heads(path):
     [
         (truncate, "does not match the hash", "truncated or altered"),
         (alter, "does not match the hash", "truncated or altered"),
-        (other_observation, "made for another observation", "make it again"),
+        (other_observation, "made for another observation", "train it again"),
         (other_format, "not a policy card of format 1", ""),
         (no_card, "no policy file mine.json", "beside it"),
         (broken_card, "is not a policy card", ""),
