@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller, RuleController
+from clone_rl.agents.error_budget import ErrorBudget, budgeted
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import Scenario
+from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.envs.shield import Guards
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.errors import BadValueError
@@ -36,6 +37,7 @@ def run_requests(
     seed: int,
     shield: bool = False,
     shield_exits: bool = False,
+    limits: Limits | None = None,
 ) -> NDArray[np.void]:
     """Figures of each request, in the order of ``documents``.
 
@@ -45,28 +47,35 @@ def run_requests(
         split: Which split the documents belong to.
         documents: (R,) documents of the trace set; each is one request with its own service level and interference.
         seed: Key of the draws; request i has seed + i.
-        shield: Overrule what may cost a deadline, see ``clone_rl.envs.shield``; an action that is none counts as the top point
-            for the rest of its request.
+        shield: Overrule what may cost a deadline, see ``clone_rl.envs.shield``, and refuse exits that the limits on quality
+            leave no room for, see ``clone_rl.agents.error_budget``; the requests are one stream. An action that is none counts
+            as the top point for the rest of its request.
         shield_exits: With ``shield``: exit where a token would be late in any case.
+        limits: With ``shield``: on quality; the scenario's if None.
 
     Returns:
         (R,) records of ``clone_rl.envs.figures.FIGURES``.
 
     Raises:
-        BadValueError: The controller's actions do not fit the chip, or it decides per token under a shield.
+        BadValueError: The controller's actions do not fit the chip; or, under a shield, it decides per token, or the traces
+            have no training documents.
     """
     own = charged_for(control, controller, split)
     guard = Shield.of(own, shield_exits) if shield else None
+    budget = ErrorBudget.of(own.traces, limits or own.scenario.limits, controller.probes) if shield else None
     if isinstance(controller, RuleController):
-        return PolicyRunner(own, controller, guard).run(documents, seed)
+        return PolicyRunner(own, budgeted(controller, budget, own.points) if budget else controller, guard).run(
+            documents, seed
+        )
     rows = Rows(own.world, len(documents), len(own.heads))
     observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
     guards = Guards.of(len(documents))
     for _ in range(longest):
         actions = controller.act(observation)
-        if guard:
+        if guard and budget:
             actions = np.array(actions, np.int64).reshape(len(documents), 1)
+            budget.refuse(observation, actions[:, 0], own.points, rows.state["done"] == 1)
             guards.guard(guard, rows, actions)
         out = rows.step(own.check(actions, len(documents)))
         observation = out.observation

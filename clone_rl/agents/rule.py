@@ -54,11 +54,18 @@ def rule(kind: type) -> Callable[[F], F]:
     return register
 
 
-class Loop:
-    """A function of a rule, compiled for each kind of rule that comes.
+def ships(rule: Any) -> bool:
+    """Whether this package has the class of a rule and those of the rules in it: code compiled for others is not kept on disk.
 
-    The machine code of what ships is kept on disk. That of other rules is not: the index of what is kept names their classes,
-    and could not be read where those cannot be imported.
+    The index of what is kept names the classes, and could not be read where they cannot be imported.
+    """
+    return type(rule).__module__.partition(".")[0] == __name__.partition(".")[0] and all(
+        ships(part) for part in rule if isinstance(part, tuple)
+    )
+
+
+class Loop:
+    """A function of a rule, compiled for each kind of rule that comes; the machine code of what ships is kept on disk.
 
     Args:
         function: Its first argument is the rule.
@@ -69,7 +76,7 @@ class Loop:
 
     def __call__(self, rule: Any, *args: Any) -> Any:
         """Run it."""
-        if type(rule).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        if ships(rule):
             try:
                 return self._kept(rule, *args)
             except (AttributeError, ImportError):

@@ -81,8 +81,11 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **results}
 
 
-def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
-    """A model in a scenario with a controller in its loop: ``(session, runtime controller)``."""
+def live_session(options: argparse.Namespace, name: str, shielded: bool = False) -> tuple[Any, Any]:
+    """A model in a scenario with a controller in its loop: ``(session, runtime controller)``.
+
+    A shield is for every prompt and response that the model's context holds.
+    """
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
     from clone_rl.envs.live import service_level
@@ -96,9 +99,14 @@ def live_session(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     # Now that all names are known: this takes seconds.
     from clone_rl.llm.live import LiveSession
     from clone_rl.llm.model import load_model
-    from clone_rl.runtime import RuntimeController
+    from clone_rl.runtime import RuntimeController, emulated_shield, within_limits
 
-    return LiveSession(load_model(options.model), scenario), RuntimeController(controller, control.points)
+    session, shield = LiveSession(load_model(options.model), scenario), None
+    if shielded:
+        context = session.lm.shape.context
+        shield = emulated_shield(session.scenario, session.emulator, context, context)
+        controller = within_limits(controller, scenario, session.lm.sha256)
+    return session, RuntimeController(controller, control.points, shield=shield)
 
 
 def generation_lines(summary: dict[str, Any]) -> str:

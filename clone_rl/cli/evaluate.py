@@ -43,7 +43,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--no-oracle", action="store_true", help="do not measure regret")
     parser.add_argument(
         "--shield", action="store_true",
-        help="overrule decisions that may cost a deadline which the top operating point would hold; measures no regret",
+        help="overrule decisions that may cost a deadline which the top operating point would hold, and exits beyond the "
+        "limits on quality; measures no regret",
     )  # fmt: skip
     parser.add_argument(
         "--shield-exits", action="store_true", help="with --shield: exit where a token would be late in any case"
@@ -143,7 +144,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         # A bar for people who wait; stderr of programs and of what is quick stays empty.
         bar_of = partial(Bar, desc="oracle", unit="controller", delay=2.0, disable=None, dynamic_ncols=True)
         asked = 0 if options.no_oracle or options.shield else options.oracle_requests
-        replay = partial(run_requests, shield=options.shield, shield_exits=options.shield_exits)
+        replay = partial(run_requests, shield=options.shield, shield_exits=options.shield_exits, limits=limits)
         result = ask(origin=origin, oracle_requests=asked, oracle_progress=bar_of, run=replay)
         found, lines = {**result.as_json(), "mode": "replay", "shield": options.shield}, result.requests
         for note in result.notes:

@@ -38,7 +38,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help=f"bearer token that is let in; may be repeated (default: those in {TOKEN_VARIABLE}, else everyone is let in)",
     )
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine although there is no token")
-    parser.add_argument("--shield", action="store_true", help="overrule decisions that may cost a deadline")
+    parser.add_argument(
+        "--shield",
+        action="store_true",
+        help="overrule decisions that may cost a deadline, and exits beyond the limits on quality",
+    )
     parser.add_argument(
         "--default-slo", default=standard.slo, help="service class of requests that name none (default: the scenario's first)"
     )
@@ -65,15 +69,6 @@ def _settings(options: argparse.Namespace) -> Any:
     return Settings(tokens=tuple(tokens), slo=options.default_slo, **{name: getattr(options, name) for name in names})
 
 
-def _shielded(runtime: Any, session: Any) -> Any:
-    """The same controller behind the shield of its chip, for every prompt and response that the context holds."""
-    from clone_rl.runtime import RuntimeController, emulated_shield
-
-    context = session.lm.shape.context
-    shield = emulated_shield(session.scenario, session.emulator, context, context)
-    return RuntimeController(runtime.controller, runtime.points, shield=shield)
-
-
 def serve(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl serve``."""
     settings = _settings(options)
@@ -87,11 +82,9 @@ def serve(options: argparse.Namespace) -> dict[str, Any]:
 
     with run.bound(settings) as listening:  # before the model is loaded: a port that is taken is told at once
         print("clone-rl: loading the model and compiling, up to a minute the first time", file=sys.stderr, flush=True)
-        session, runtime = live_session(options, options.controller)
+        session, runtime = live_session(options, options.controller, options.shield)
         from clone_rl.llm.model import EMBEDDED  # takes seconds, which a wrong name should not
 
-        if options.shield:
-            runtime = _shielded(runtime, session)
         render = plain if options.model == EMBEDDED else load_renderer(Path(options.model), bool(session.lm.start_ids))
         service = Service(session, runtime, options.controller, settings, render)
         # What is compiled or loaded the first time is not the first client's to wait for.

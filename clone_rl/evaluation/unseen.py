@@ -113,7 +113,7 @@ def unseen(
     for condition, scenario in progress(list(unseen_conditions(control.scenario).items())):
         changed = control.serving("layer", scenario, split)
         for shield in (False, True):
-            run = partial(run_requests, shield=shield)
+            run = partial(run_requests, shield=shield, limits=limits)
             figures = [np.concatenate([run(changed, c, split, documents, first) for first in firsts]) for c in controllers]
             for name, own in zip(names, figures, strict=True):
                 row = summarise(name, own, strata, limits, changed.emulator.chip.limit_w, seed)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from clone_rl.agents.controller import Decision, LayerCost
+from clone_rl.agents.error_budget import ErrorBudget, budgeted
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.runtime.actuator import Actuator, EmulatedActuator
 from clone_rl.runtime.controller import RuntimeController
 from clone_rl.runtime.request import RuntimeRequest
-from clone_rl.runtime.shield import emulated_shield, measured_shield
+from clone_rl.runtime.shield import emulated_shield, measured_shield, within_limits
 
 if TYPE_CHECKING:
     from clone_rl.runtime.decoding import ControlledDecoding as ControlledDecoding
@@ -24,12 +25,15 @@ __all__ = [
     "Actuator",
     "Decision",
     "EmulatedActuator",
+    "ErrorBudget",
     "LayerCost",
     "RuntimeController",
     "RuntimeRequest",
     "Shield",
+    "budgeted",
     "emulated_shield",
     "measured_shield",
+    "within_limits",
 ]
 
 _HOMES = {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller, RuleController
 from clone_rl.agents.policy import Policy
-from clone_rl.agents.rule import decide
+from clone_rl.agents.rule import decide, ships
 from clone_rl.envs.compiling import entry
 from clone_rl.errors import BadValueError
 
@@ -54,14 +54,12 @@ def _decided(question: Any) -> int:
 
 
 _kept, _made = njit(cache=True)(_decided), njit(_decided)
-_PACKAGE = __name__.partition(".")[0]
 
 
 def _ask_rule(controller: RuleController, width: int) -> tuple[NDArray[np.float32], Ask]:
     rule, seen = controller.rule, np.zeros(width, np.float32)
     question = _Question(rule, seen, controller.memory(1)[0], np.zeros(1, np.int64))
-    function = _kept if type(rule).__module__.partition(".")[0] == _PACKAGE else _made  # as ``agents.rule.Loop`` has it
-    return seen, partial(entry(function, numba.typeof(question)), question)
+    return seen, partial(entry(_kept if ships(rule) else _made, numba.typeof(question)), question)
 
 
 def _ask_numpy(policy: Policy, width: int) -> tuple[NDArray[np.float32], Ask]:

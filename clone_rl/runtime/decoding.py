@@ -36,7 +36,7 @@ from clone_rl.llm.stepper import Stepper
 from clone_rl.runtime.controller import RuntimeController
 from clone_rl.runtime.host_model import HostModel
 from clone_rl.runtime.refusals import check_request
-from clone_rl.runtime.shield import emulated_shield
+from clone_rl.runtime.shield import emulated_shield, within_limits
 
 _FIXED = ("performance", "powersave")
 """Baselines that need no tuning."""
@@ -69,8 +69,9 @@ class ControlledDecoding:
         seed: Of the draws of requests (service level, interference): the n-th has seed + n.
         measure: Compare every exit with full depth, for the agreement and dNLL of the report. That costs the time that exits
             save, and is not charged.
-        shield: Overrule decisions that may cost a deadline, see ``clone_rl.envs.shield``; of prompts and responses up to the
-            model's context, or ``SHIELDED`` tokens where that is longer.
+        shield: Overrule decisions that may cost a deadline, see ``clone_rl.envs.shield``, of prompts and responses up to the
+            model's context, or ``SHIELDED`` tokens where that is longer; and exits beyond the limits on quality, see
+            ``clone_rl.agents.error_budget``, where the scenario's traces are of this model.
 
     Attributes:
         runtime: The controller.
@@ -123,6 +124,8 @@ class ControlledDecoding:
             )
         longest = min(self._stepper.anatomy.context, SHIELDED)
         guard = emulated_shield(self.scenario, self.emulator, longest, longest) if shield else None
+        if shield:
+            controller = within_limits(controller, self.scenario, host.sha256)
         self.runtime = RuntimeController(controller, points, shield=guard)
         self.request: LiveRequest | None = None
         self.requests = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numba
@@ -10,6 +11,8 @@ from numba import njit, types
 from numba.experimental import structref
 from numpy.typing import ArrayLike, NDArray
 
+from clone_rl.agents.controller import Controller
+from clone_rl.agents.error_budget import ErrorBudget, budgeted
 from clone_rl.envs.compiling import compiled, entry
 from clone_rl.envs.kernel import may_change
 from clone_rl.envs.live import LiveControl
@@ -17,9 +20,11 @@ from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.shield import guarded
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.envs.state import EXACT, LAYER_LEVEL, PROPAGATE, RULES, STATE
-from clone_rl.envs.trace import blank_trace
+from clone_rl.envs.trace import blank_trace, load_traces
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
+
+_log = logging.getLogger("clone_rl.runtime")
 
 
 def emulated_shield(
@@ -39,6 +44,25 @@ def emulated_shield(
     _counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
     trace = blank_trace(emulator.workload.layers, prompt_tokens, max_new_tokens)
     return Shield.of(LiveControl(scenario, emulator).of(trace), exits)
+
+
+def within_limits(controller: Controller, scenario: Scenario, model_sha256: str) -> Controller:
+    """A controller whose exits the scenario's limits on quality have room for, see ``clone_rl.agents.error_budget``.
+
+    Args:
+        controller: Of layer control.
+        scenario: Its limits and chip; its traces say what exits cost, if they are of the model that runs.
+        model_sha256: Hash of that model.
+
+    Returns:
+        The controller as it was where the traces are of another model, which is logged.
+    """
+    traces = load_traces(scenario.traces)
+    if traces.card.get("model_sha256") != model_sha256:
+        _log.warning("exits are not held to the limits on quality: traces %r are of another model", scenario.traces)
+        return controller
+    budget = ErrorBudget.of(traces, scenario.limits, controller.probes)
+    return budgeted(controller, budget, len(scenario.load_chip().operating_points))
 
 
 def _counts(**values: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +21,20 @@ from clone_rl.envs.compiling import compiled
 from clone_rl.envs.control import load_control
 from clone_rl.envs.live import LiveControl
 from clone_rl.envs.rows import Rows
-from clone_rl.envs.scenario import ServiceLevel
+from clone_rl.envs.scenario import Limits, ServiceLevel
 from clone_rl.envs.shield import guarded
 from clone_rl.envs.shield_tables import Shield, sustained
 from clone_rl.envs.trace import blank_trace
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator import Chip, Emulator, Workload
-from clone_rl.runtime import RuntimeController
-from clone_rl.runtime.shield import Watch, emulated_shield, measured_shield
+from clone_rl.runtime import ErrorBudget, RuntimeController, budgeted
+from clone_rl.runtime.shield import Watch, emulated_shield, measured_shield, within_limits
 
 TIGHT = {"slack_low": 0.45, "slack_high": 1.1}
 MACS = 912
+
+
+run = partial(run_requests, limits=Limits(np.inf, np.inf, np.inf))  # of deadlines alone
 
 
 class Adversary:
@@ -74,7 +77,7 @@ def missed(control, hows, count=150, seed=1):
     documents = np.random.default_rng(seed).choice(control.traces.documents("test"), count)
 
     def late(how, shield):
-        return run_requests(control, Adversary(how, control.points), "test", documents, seed, shield)["late"] > 0
+        return run(control, Adversary(how, control.points), "test", documents, seed, shield)["late"] > 0
 
     feasible = ~late("top", False)
     assert feasible.sum() > count / 2
@@ -114,7 +117,7 @@ def test_it_holds_at_every_granularity_with_a_delay_and_with_owed_tokens(granula
 
 def test_it_holds_on_a_chip_that_throttles():
     hot = control_of("dram-wall", ambient_c=84.96, slack_low=0.5, slack_high=1.0, switching="pmic", regulator="buck")
-    top = run_requests(hot, Adversary("top"), "test", hot.traces.documents("test")[:50], 0)
+    top = run(hot, Adversary("top"), "test", hot.traces.documents("test")[:50], 0)
     assert (top["switches"] > 0).mean() > 0.5  # the top point is taken away
     assert sustained(hot)[0] < hot.points - 1
     shielded, bare = missed(hot, ("slowest", "random", "flips", "teases"))
@@ -129,7 +132,7 @@ def test_shipped_chips_hold_their_top_point():
 def test_a_run_at_the_top_point_is_left_alone():
     control = control_of("bursty", **TIGHT)
     documents = control.traces.documents("test")[:60]
-    bare, shielded = (run_requests(control, Adversary("top"), "test", documents, 0, shield) for shield in (False, True))
+    bare, shielded = (run(control, Adversary("top"), "test", documents, 0, shield) for shield in (False, True))
     assert bare.tobytes() == shielded.tobytes()
     assert (bare["late"] > 0).any()
 
@@ -139,7 +142,7 @@ def test_a_run_at_the_top_point_is_left_alone():
 def test_where_deadlines_are_loose_nothing_is_overruled(how, changes):
     control = control_of("default", slack_low=500.0, slack_high=500.0, **changes)
     documents = control.traces.documents("test")[:20]
-    bare, shielded = (run_requests(control, Adversary(how), "test", documents, 0, shield) for shield in (False, True))
+    bare, shielded = (run(control, Adversary(how), "test", documents, 0, shield) for shield in (False, True))
     assert bare.tobytes() == shielded.tobytes()
 
 
@@ -147,7 +150,7 @@ def test_it_saves_what_can_be_saved():
     """The slowest policy under the shield beats the top point: slack is used up before it is overruled."""
     control = control_of("default")
     documents = control.traces.documents("test")[:40]
-    top, slow = (run_requests(control, Adversary(how), "test", documents, 0, shield=True) for how in ("top", "slowest"))
+    top, slow = (run(control, Adversary(how), "test", documents, 0, shield=True) for how in ("top", "slowest"))
     assert slow["energy_j"].sum() < 0.85 * top["energy_j"].sum()
 
 
@@ -155,8 +158,7 @@ def test_exits_of_the_shield_only_touch_requests_that_miss_anyhow_and_help_them(
     control = control_of("bursty", slack_low=0.3, slack_high=1.0)
     documents = control.traces.documents("test")
     bare, plain, exits = (
-        run_requests(control, Adversary("top"), "test", documents, 0, *options)
-        for options in ((False,), (True,), (True, True))
+        run(control, Adversary("top"), "test", documents, 0, *options) for options in ((False,), (True,), (True, True))
     )
     assert plain.tobytes() == bare.tobytes()
     feasible = plain["late"] == 0
@@ -164,14 +166,14 @@ def test_exits_of_the_shield_only_touch_requests_that_miss_anyhow_and_help_them(
     assert exits[feasible].tobytes() == plain[feasible].tobytes()
     assert exits["late"].sum() < 0.8 * plain["late"].sum()
     assert (exits["depth"][~feasible] < plain["depth"][~feasible]).any()
-    shielded = run_requests(control, Adversary("random"), "test", documents, 0, True, True)
+    shielded = run(control, Adversary("random"), "test", documents, 0, True, True)
     assert (shielded["late"][feasible] == 0).all()
 
 
 def test_after_a_late_token_the_exits_of_the_policy_pass():
     control = control_of("bursty", slack_low=0.2, slack_high=0.2)
     documents = control.traces.documents("test")[:20]
-    figures = run_requests(control, Adversary("exits"), "test", documents, 0, shield=True)
+    figures = run(control, Adversary("exits"), "test", documents, 0, shield=True)
     assert (figures["late"] > 0).all()
     assert (figures["depth"] < 5 * figures["tokens"]).mean() > 0.5
 
@@ -482,3 +484,36 @@ def test_the_examples_of_the_documentation_run():
     exec(emulated + own, names)
     assert names["request"].report()["request"] == "r1"
     assert names["shield"].slowdown == 1.3
+
+
+def test_a_budget_lasts_over_the_requests_of_a_runtime_controller():
+    """Exits pass until what is saved up is spent, and again once enough tokens have earned."""
+    control = control_of("default")
+    budget = ErrorBudget.of(control.traces, Limits(0.01, 0.01, 0.01), probes=False)
+    policy = Chance(8, 1.0)
+    runtime = RuntimeController(budgeted(policy, budget, 8), 8)
+    observation, lasts = np.zeros(16, np.float32), []
+    for request in range(3):
+        runtime.begin(f"request {request}")
+        passed = 0
+        for _ in range(20):
+            observation[:2] = 1.0, 0.0
+            assert not runtime.decide(observation).exit
+            observation[1] = 0.1
+            passed += runtime.decide(observation).exit
+        lasts.append(passed)
+    assert lasts[0] >= 2 and lasts[1:] == [0, 0]
+    assert (budget.balance < budget.cost[0, 0, 0]).any()
+    budget.balance[:] = 5.0
+    assert runtime.decide(observation).exit
+
+
+def test_limits_hold_where_the_traces_are_of_the_model_that_runs(caplog):
+    control = control_of("default")
+    policy, scenario = Policy.load("default"), control.scenario
+    within = within_limits(policy, scenario, control.traces.card["model_sha256"])
+    assert within is not policy and within.card == policy.card
+    np.testing.assert_array_equal(within.budget.limits, [scenario.limits.disagree, scenario.limits.dnll])
+    assert not caplog.records
+    assert within_limits(policy, scenario, "0" * 64) is policy
+    assert "traces 'default' are of another model" in caplog.text

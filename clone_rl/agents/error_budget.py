@@ -1,0 +1,240 @@
+"""Exits are paid out of an error budget that tokens earn: what holds the limits on quality, whatever the controller does.
+
+Every token earns what the limits allow per token. An exit costs what it can be expected to come to, given what the probe reads
+there; one that costs more than is left is refused, and the next layer runs at the operating point in force. What is not spent
+can be saved up to ``SAVED`` tokens' worth, with which a stream of requests begins. So any n tokens in a row disagree, and lose
+likelihood, by no more than the limits allow n + ``SAVED`` tokens, as far as the expectation is right.
+
+The expectation comes from recorded tokens, by exit and reading: of those that were read as agreeing no less than at any exit
+before. Controllers leave where a token is sure for the first time; all tokens that read so would count the easy ones that
+have left by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clone_rl.agents.controller import Actions, Controller, Observations, RuleController
+from clone_rl.agents.rule import decide, rule
+from clone_rl.envs.compiling import compiled, inlined
+from clone_rl.envs.observation import OBSERVATION
+from clone_rl.envs.scenario import Limits
+from clone_rl.envs.trace import SPLITS, TraceSet
+from clone_rl.errors import BadValueError
+
+SAVED = 500
+"""Tokens' worth of the limits that may be saved up; at 2 %, ten disagreements."""
+
+_AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
+_PHASE, _LAYER, _POINT = OBSERVATION.index("phase"), OBSERVATION.index("layer"), OBSERVATION.index("point")
+
+_BINS = (24, 12)
+"""Of the two readings, each observed within [-1, 1]."""
+
+_PRIOR = 20
+"""Tokens that a bin's neighbours count as."""
+
+_COSTS = 2  # a disagreement, and nats of likelihood lost
+
+
+@inlined
+def _bin(reading: float, bins: int) -> int:
+    return min(bins - 1, max(0, int((reading + 1.0) * 0.5 * bins)))
+
+
+def _bins(readings: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(..., 2) bins of (..., 2) readings."""
+    return np.clip(((readings.astype(np.float64) + 1.0) * 0.5 * _BINS).astype(np.int64), 0, np.array(_BINS) - 1)
+
+
+def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
+    """(L - 1, 24, 12, 2) what leaving comes to, by exit and by bin of the probe's agreement and KL as they are observed.
+
+    Args:
+        traces: The tokens of the training and validation splits are counted.
+        probes: Whether readings tell tokens apart; else all bins have the exit's mean.
+
+    Returns:
+        Expected disagreements, and expected dNLL, nats, 0 where it is negative.
+
+    Raises:
+        BadValueError: The set has neither split.
+    """
+    known = np.flatnonzero(np.isin(traces.split, [SPLITS.index("train"), SPLITS.index("validation")]))
+    if not len(known):
+        raise BadValueError(
+            f"{traces.source} has no training documents", "what exits cost is learned there: record with --split train"
+        )
+    # The first token of a response has no exits.
+    tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in known])
+    shown, outcome = (column[tokens] for column in traces.packed)
+    costs, best = np.zeros((traces.layers - 1, *_BINS, _COSTS)), np.full(len(tokens), -np.inf)
+    for exit_, cost in enumerate(costs):
+        readings, came_to = shown[:, exit_], outcome[:, exit_, :_COSTS].astype(np.float64)
+        if not probes:
+            cost[...] = came_to.mean(0) if len(tokens) else 1.0
+            continue
+        counted, best = readings[:, 0] >= best, np.maximum(best, readings[:, 0])
+        flat = np.ravel_multi_index(tuple(_bins(readings[counted]).T), _BINS)
+        n = np.bincount(flat, minlength=np.prod(_BINS)).reshape(_BINS)[..., None]
+        sums = np.stack([np.bincount(flat, column, np.prod(_BINS)) for column in came_to[counted].T], -1).reshape(cost.shape)
+        overall = sums.sum((0, 1)) / n.sum() if n.any() else 1.0
+        alike = (sums.sum(1) + _PRIOR * overall) / (n.sum(1) + _PRIOR)  # of the same agreement, whatever the KL
+        cost[...] = (sums + _PRIOR * alike[:, None]) / (n + _PRIOR)
+    return np.maximum(costs, 0.0)
+
+
+class ErrorBudget(NamedTuple):
+    """What a stream of requests may still spend on exits.
+
+    Attributes:
+        cost: (L - 1, 24, 12, 2) of ``exit_costs``.
+        limits: (2,) disagreements and nats that a token earns.
+        balance: (2,) what is left, changed in place.
+    """
+
+    cost: NDArray[np.float64]
+    limits: NDArray[np.float64]
+    balance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, traces: TraceSet, limits: Limits, probes: bool = True) -> Self:
+        """A budget for these limits, as a stream begins.
+
+        Args:
+            traces: Recorded from the model that runs.
+            limits: On disagreement and dNLL, per token.
+            probes: Whether the controller reads the probe.
+
+        Raises:
+            BadValueError: The traces have no training documents.
+        """
+        earned = np.array([limits.disagree, limits.dnll])
+        return cls(exit_costs(traces, probes), earned, SAVED * earned)
+
+    def refuse(self, observations: Observations, actions: NDArray[np.int64], points: int, over: NDArray[np.bool_]) -> None:
+        """Put the operating point in force in the place of exits that cost more than is left, one request after another.
+
+        Args:
+            observations: (N, width) of requests side by side.
+            actions: (N,) changed in place.
+            points: Operating points of the chip.
+            over: (N,) requests that have ended.
+        """
+        _refuse_all(self, np.ascontiguousarray(observations, np.float32), actions, points - 1, over)
+
+
+@compiled
+def _refused(budget: ErrorBudget, observation: Any, exits: bool) -> bool:
+    """Whether an exit is refused; if not, it is paid for. Every token has to pass here once at its first boundary."""
+    layers = budget.cost.shape[0] + 1
+    layer = int(np.rint(observation[_LAYER] * layers))
+    if layer == 0:
+        for k in range(_COSTS):
+            budget.balance[k] = min(SAVED * budget.limits[k], budget.balance[k] + budget.limits[k])
+        return False
+    if not exits or observation[_PHASE] == 0.0:
+        return False
+    agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
+    for k in range(_COSTS):
+        if budget.cost[layer - 1, agree, kl, k] > budget.balance[k]:
+            return True
+    for k in range(_COSTS):
+        budget.balance[k] -= budget.cost[layer - 1, agree, kl, k]
+    return False
+
+
+@compiled
+def _refuse_all(budget: ErrorBudget, observations: Any, actions: Any, top: int, over: Any) -> None:
+    for i in range(len(observations)):
+        if not over[i] and _refused(budget, observations[i], actions[i] == top + 1):
+            actions[i] = int(np.rint(observations[i, _POINT] * top))
+
+
+class BudgetRule(NamedTuple):
+    """A rule whose exits have to be paid for."""
+
+    inner: Any
+    budget: ErrorBudget
+    top: int
+
+
+@rule(BudgetRule)
+def _within_budget(self: Any, observation: Any, memory: Any, action: Any) -> None:
+    decide(self.inner, observation, memory, action)
+    if _refused(self.budget, observation, action[0] == self.top + 1):
+        action[0] = int(np.rint(observation[_POINT] * self.top))
+
+
+@dataclass(frozen=True)
+class _Within:
+    """A controller within a budget: in everything else the one that it was."""
+
+    inner: Any
+    budget: ErrorBudget
+    points: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class _WithinRule(_Within, RuleController):
+    """A compiled controller within a budget."""
+
+    @property
+    def rule(self) -> BudgetRule:
+        return BudgetRule(self.inner.rule, self.budget, self.points - 1)
+
+    @property
+    def components(self) -> int:
+        return int(self.inner.components)
+
+    def memory(self, rows: int) -> NDArray[np.float64]:
+        return np.asarray(self.inner.memory(rows))
+
+
+class _WithinCalls(_Within):
+    """Any other controller within a budget."""
+
+    def act(self, observations: Observations) -> Actions:
+        actions = np.array(self.inner.act(observations))
+        if actions.size == len(observations) and actions.dtype.kind == "i":  # else it is no action, which others say
+            none_over = np.zeros(len(observations), np.bool_)
+            self.budget.refuse(observations, actions.reshape(len(observations)), self.points, none_over)
+        return actions
+
+
+@overload
+def budgeted(controller: RuleController, budget: ErrorBudget, points: int) -> RuleController: ...
+
+
+@overload
+def budgeted(controller: Controller, budget: ErrorBudget, points: int) -> Controller: ...
+
+
+def budgeted(controller: Any, budget: ErrorBudget, points: int) -> Any:
+    """The same controller, but exits that cost more than the budget has left are refused.
+
+    One budget serves a stream of requests: those after another, and those side by side. What deciding takes is charged as of
+    the controller alone, as for the rest of a shield.
+
+    Args:
+        controller: Of layer control.
+        budget: Of the stream.
+        points: Operating points of the chip.
+
+    Raises:
+        BadValueError: The controller decides per token.
+    """
+    if controller.kind != "layer":
+        raise BadValueError(
+            f"an error budget for controller {controller.name!r}, which decides per token", "it refuses exits of layer control"
+        )
+    kind = _WithinRule if isinstance(controller, RuleController) else _WithinCalls
+    return kind(controller, budget, points)

@@ -1,0 +1,227 @@
+"""The error budget: exits are paid for at what they come to, and the limits on quality hold whatever the controller does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clone_rl.agents.controller import RuleController
+from clone_rl.agents.error_budget import SAVED, ErrorBudget, budgeted, exit_costs
+from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.agents.heuristics.exit_bars import Decoded
+from clone_rl.agents.policy import Policy
+from clone_rl.agents.rollout import run_requests
+from clone_rl.envs.control import load_control
+from clone_rl.envs.observation import N_OBS, OBSERVATION
+from clone_rl.envs.scenario import Limits
+from clone_rl.errors import BadValueError
+
+POINTS = 8
+
+
+class Everywhere:
+    """Leaves at every exit; decided outside compiled code."""
+
+    name, kind, macs, probes = "everywhere", "layer", 0, True
+
+    def act(self, observations):
+        return np.full((len(observations), 1), POINTS)
+
+    def describe(self):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def default():
+    return load_control("layer", "default", "test")
+
+
+def per_token(figures, name):
+    return float(figures[name].sum() / figures["tokens"].sum())
+
+
+def observed(layer, phase=1.0, agree=0.0, kl=0.0, point=3, layers=10):
+    """An observation at a boundary."""
+    observation = np.zeros(N_OBS, np.float32)
+    for name, value in (("phase", phase), ("layer", layer / layers), ("agree", agree), ("kl", kl)):
+        observation[OBSERVATION.index(name)] = value
+    observation[OBSERVATION.index("point")] = point / (POINTS - 1)
+    return observation
+
+
+@pytest.mark.parametrize("bar", [0.8, 0.9, 0.95, 0.98, 0.99])
+@pytest.mark.parametrize(("split", "within"), [("train", 0.1), ("test", 0.2)])
+def test_exits_cost_what_they_come_to(default, bar, split, within):
+    """Of tokens that leave where they are sure for the first time; those of the test split were not counted."""
+    decoded, costs = Decoded.of(default.traces, split), exit_costs(default.traces)
+    depth = decoded.first(decoded.signal[..., 0] >= bar)
+    leaving = np.flatnonzero(depth < decoded.layers)
+    shown = default.traces.packed[0]
+    documents = default.traces.documents(split)
+    rows = np.concatenate([np.arange(default.traces.offset[d] + 1, default.traces.offset[d + 1]) for d in documents])
+    readings = shown[rows[leaving], depth[leaving] - 1]
+    bins = np.minimum(((readings.astype(float) + 1) / 2 * (24, 12)).astype(int), (23, 11))
+    expected = costs[depth[leaving] - 1, bins[:, 0], bins[:, 1]].sum(0)
+    came_to = [decoded.per_document(values, depth).sum() for values in (decoded.wrong, decoded.nats)]
+    # Sums of rare, dear events: within a share, or three times what as many coin flips scatter by.
+    np.testing.assert_allclose(expected[0], came_to[0], atol=within * came_to[0] + 3 * came_to[0] ** 0.5)
+    np.testing.assert_allclose(expected[1], came_to[1], rtol=2 * within)
+
+
+def test_what_was_sure_before_does_not_make_an_exit_look_cheap(traces):
+    """Tokens that read higher at an earlier exit have left by then, and are not counted."""
+    tokens, exits = len(traces.signal), traces.layers - 1
+    easy = np.arange(tokens) % 2 == 0
+    signal = np.zeros((tokens, exits, 2), np.float32)
+    signal[..., 0], signal[..., 1] = np.where(easy[:, None], 0.9, 0.2), 0.01
+    signal[~easy, 1:, 0], signal[easy, 1:, 0] = 0.7, 0.7  # all read alike from the second exit on
+    agree = np.broadcast_to(easy[:, None], (tokens, exits)).astype(np.float32)
+    made = replace(traces, signal=signal, agree=agree)
+    costs = exit_costs(made)
+    agreement, kl = int((np.log(0.7 / 0.3) / 6 + 1) / 2 * 24), int((np.log10(0.01) / 3 + 2) / 2 * 12)
+    assert costs[1, agreement, kl, 0] > 0.95
+    assert costs[0, int((np.log(0.9 / 0.1) / 6 + 1) / 2 * 24), kl, 0] < 0.05
+
+
+def test_a_controller_that_reads_no_probe_pays_the_mean_of_an_exit(default):
+    decoded, costs = Decoded.of(default.traces, "train"), exit_costs(default.traces, probes=False)
+    assert (costs == costs[:, :1, :1]).all()
+    np.testing.assert_allclose(costs[:, 0, 0, 0], decoded.wrong.mean(0), rtol=0.05)
+    assert (np.diff(costs[:, 0, 0, 0]) < 0).all()
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.booleans()), min_size=9, max_size=9), max_size=40),
+    st.floats(0.0, 0.2),
+    st.floats(0.0, 0.2),
+)
+def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, disagree, dnll):
+    budget = ErrorBudget.of(default.traces, Limits(0.01, disagree, dnll))
+    began, limits = budget.balance.copy(), budget.limits
+    wishes = []
+
+    class Wishes(Everywhere):
+        def act(self, observations):
+            return np.full((len(observations), 1), POINTS if wishes.pop() else 2)
+
+    controller, left = budgeted(Wishes(), budget, POINTS), 0
+    paid = np.zeros(2)
+    for token, exits in enumerate(tokens, 1):
+        wishes.append(False)
+        before = budget.balance.copy()
+        assert controller.act(observed(0)[None])[0, 0] == 2
+        np.testing.assert_allclose(budget.balance, np.minimum(SAVED * limits, before + limits), rtol=1e-12)
+        for layer, (agree, kl, wanted) in enumerate(exits, 1):
+            wishes.append(wanted)
+            before = budget.balance.copy()
+            action = controller.act(observed(layer, agree=agree, kl=kl)[None])[0, 0]
+            paid += before - budget.balance
+            assert action == 2 if not wanted else action in (POINTS, 3)  # a refused exit goes on at the point in force
+            if action == POINTS:
+                left += 1
+                break
+            assert (budget.balance == before).all()
+        assert (budget.balance >= 0.0).all()
+        assert (paid <= began + token * limits + 1e-9).all()
+
+
+@pytest.mark.parametrize(("split", "within"), [("train", 1.1), ("test", 1.2)])
+@pytest.mark.parametrize("bar", [None, 0.5, 0.8, 0.9])
+def test_the_limits_hold_whatever_the_controller_does(default, bar, split, within):
+    """To what a few thousand tokens tell; those of the test split were not counted."""
+    made = Everywhere() if bar is None else Pace(POINTS, bar, 2.0)
+    documents = default.traces.documents(split)
+    free, held = (run_requests(default, made, split, documents, 0, shield=shield) for shield in (False, True))
+    limits, tokens = default.scenario.limits, held["tokens"].sum()
+    allowed = within * (1.0 + SAVED / tokens)
+    assert per_token(free, "disagree") > 1.5 * limits.disagree
+    assert per_token(held, "disagree") <= allowed * limits.disagree
+    assert per_token(held, "dnll") <= allowed * limits.dnll
+    assert held["depth"].sum() < 0.7 * default.traces.layers * tokens  # and not by refusing them all
+
+
+def test_an_adverse_stream_of_requests_holds_tight_limits_as_well(default):
+    documents, limits = default.traces.documents("test"), Limits(0.01, 0.005, 0.005)
+    held = run_requests(default, Pace(POINTS, 0.5, 2.0), "test", documents, 0, shield=True, limits=limits)
+    assert per_token(held, "disagree") <= 0.0065
+    assert per_token(held, "dnll") <= 0.0065
+
+
+def test_who_spends_less_is_left_alone(default):
+    documents, roomy = default.traces.documents("test")[:40], Limits(1.0, 1.0, 1.0)
+    for controller in (Fixed("performance", POINTS - 1), Pace(POINTS, 0.97, 0.05), Policy.load("default")):
+        own = run_requests(default, controller, "test", documents, 3, shield=True, limits=roomy)
+        budget = ErrorBudget.of(default.traces, roomy, controller.probes)
+        within = budgeted(controller, budget, POINTS)
+        assert (within.name, within.macs, within.describe()) == (controller.name, controller.macs, controller.describe())
+        np.testing.assert_array_equal(run_requests(default, within, "test", documents, 3, shield=True, limits=roomy), own)
+        np.testing.assert_array_equal(
+            run_requests(default, within, "test", documents, 3), run_requests(default, controller, "test", documents, 3)
+        )
+
+
+def test_compiled_and_called_controllers_are_refused_the_same_exits(default):
+    pace = Pace(POINTS, 0.6, 2.0)
+
+    class Called(Everywhere):
+        def act(self, observations):
+            return pace.act(observations)
+
+    one, other = (ErrorBudget.of(default.traces, Limits(0.01, 0.02, 0.02)) for _ in range(2))
+    compiled, called = budgeted(pace, one, POINTS), budgeted(Called(), other, POINTS)
+    assert isinstance(compiled, RuleController) and not isinstance(called, RuleController)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        for layer in range(10):
+            observation = observed(layer, agree=rng.uniform(-1, 1), kl=rng.uniform(-1, 1))[None]
+            actions = compiled.act(observation), called.act(observation)
+            assert actions[0] == actions[1]
+            refused += actions[0][0, 0] != pace.act(observation)[0, 0]
+            if actions[0][0, 0] == POINTS:
+                break
+    np.testing.assert_array_equal(one.balance, other.balance)
+    assert refused > 100
+
+
+def test_one_budget_serves_requests_side_by_side(default):
+    """What the first of three rows spends, the others lack."""
+    budget = ErrorBudget.of(default.traces, Limits(0.01, 1e-4, 1e-4))  # half a thousandth of a token's exit is saved up
+    sure = observed(1, agree=0.1, kl=0.5)
+    actions = budgeted(Everywhere(), budget, POINTS).act(np.stack([sure] * 3))
+    cost = budget.cost[0, int(1.1 / 2 * 24), int(1.5 / 2 * 12)]
+    affordable = int(min(SAVED * 1e-4 / cost))
+    assert affordable < 3
+    assert [int(a) for a in actions[:, 0]] == [POINTS] * affordable + [3] * (3 - affordable)
+
+
+def test_prefill_earns_and_never_leaves(default):
+    budget = ErrorBudget.of(default.traces, Limits(0.01, 0.02, 0.02))
+    budget.balance[:] = 0.0
+    controller = budgeted(Everywhere(), budget, POINTS)
+    controller.act(observed(0, phase=0.0)[None])
+    np.testing.assert_allclose(budget.balance, [0.02, 0.02])
+    controller.act(observed(4, phase=0.0, agree=1.0, kl=-1.0)[None])
+    np.testing.assert_allclose(budget.balance, [0.02, 0.02])
+
+
+def test_what_is_no_action_is_left_to_those_who_say_so(default):
+    class Broken(Everywhere):
+        def act(self, observations):
+            return np.array(["exit"] * len(observations))
+
+    budget = ErrorBudget.of(default.traces, default.scenario.limits)
+    assert budgeted(Broken(), budget, POINTS).act(observed(1)[None]).tolist() == ["exit"]
+
+
+def test_no_budget_for_decisions_per_token_nor_without_training_documents(default):
+    budget = ErrorBudget.of(default.traces, default.scenario.limits)
+    by_token = Everywhere()
+    by_token.kind = "token"
+    with pytest.raises(BadValueError, match="'everywhere', which decides per token"):
+        budgeted(by_token, budget, POINTS)
+    only_test = replace(default.traces, split=np.full_like(default.traces.split, 2))
+    with pytest.raises(BadValueError, match=r"no training documents.*--split train"):
+        exit_costs(only_test)
