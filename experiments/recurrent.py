@@ -1,0 +1,116 @@
+"""Does memory help? PPO with and without an LSTM, from scratch, at the same fixed prices of what the limits are on.
+
+    python experiments/recurrent.py --steps 3000000 --out recurrent.json
+
+Prices are those that the training of ``default`` ended with, in full-depth tokens. Both are judged on the test requests by
+what they are trained for: energy and priced lateness, disagreement and dNLL, in full-depth tokens per token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+
+from clone_rl.agents.risk import expected_outcome
+from clone_rl.agents.rollout import run_requests
+from clone_rl.agents.sb3 import Sb3VecEnv
+from clone_rl.cli.controllers import make_controller
+from clone_rl.envs.control import load_control
+from clone_rl.envs.vector import LayerControlVectorEnv
+from clone_rl.files import replacing
+
+PRICES = {"late": 1.0, "disagree": 1.56, "kl": 0.45}
+_MACS = 920  # of the shipped policy, charged to both: what is asked is whether memory helps, not what it takes
+_EXIT_BIAS, _REWARD_SCALE, _HIDDEN, _UNITS = -3.0, 0.1, [24, 16], 32
+
+
+class _Called:
+    """An SB3 policy as a controller that is asked for all requests at once."""
+
+    name, kind, macs, probes = "recurrent", "layer", _MACS, True
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._state = model, None
+
+    def act(self, observations: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The most probable actions."""
+        actions, self._state = self._model.predict(
+            observations, self._state, np.full(len(observations), self._state is None), deterministic=True
+        )
+        return np.asarray(actions, np.int64).reshape(len(observations), 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing to set."""
+        return {}
+
+
+def _cost(figures: NDArray[np.void], reference_j: float) -> dict[str, float]:
+    """Means per token, and what they come to at the prices."""
+    tokens = figures["tokens"].sum()
+    means = {name: float(figures[name].sum() / tokens) for name in ("energy_j", "late", "disagree", "dnll", "depth")}
+    priced = PRICES["late"] * means["late"] + PRICES["disagree"] * means["disagree"] + PRICES["kl"] * means["dnll"]
+    return {**means, "cost": means["energy_j"] / reference_j + priced}
+
+
+def _trained(recurrent: bool, steps: int, seed: int) -> Any:
+    torch.set_num_threads(1)
+    env = LayerControlVectorEnv(num_envs=256, scenario="default", split="train", policy_macs=_MACS)
+    env.set_outcome(expected_outcome(env.control))
+    env.set_weights(**PRICES)
+    shared: dict[str, Any] = {
+        "learning_rate": 1e-3, "n_steps": 128, "batch_size": 2048, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.97,
+        "ent_coef": 1e-3, "target_kl": 0.03, "seed": seed, "device": "cpu",
+    }  # fmt: skip
+    layers = {"net_arch": {"pi": _HIDDEN, "vf": [64, 64]}}
+    adapter = Sb3VecEnv(env, _REWARD_SCALE)
+    model: Any
+    if recurrent:
+        model = RecurrentPPO("MlpLstmPolicy", adapter, policy_kwargs={**layers, "lstm_hidden_size": _UNITS}, **shared)
+    else:
+        model = PPO("MlpPolicy", adapter, policy_kwargs=layers, **shared)
+    with torch.no_grad():
+        model.policy.action_net.bias[-1] = _EXIT_BIAS
+    return model.learn(steps, progress_bar=True)
+
+
+def main() -> int:
+    """Train both and compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3_000_000, help="decisions of each (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds (default: %(default)s)")
+    parser.add_argument("--out", default="recurrent.json", help="file (default: %(default)r)")
+    options = parser.parse_args()
+    control = load_control("layer", "default", "test")
+    documents, reference_j = control.traces.documents("test"), float(control.prices.reference_j[0])
+    found: list[dict[str, Any]] = []
+
+    def judge(name: str, controller: Any, **more: Any) -> None:
+        row = {"name": name, **more, **_cost(run_requests(control, controller, "test", documents, 0), reference_j)}
+        found.append(row)
+        with replacing(Path(options.out)) as aside:
+            aside.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{name}: cost {row['cost']:.4f}, {row['energy_j'] * 1e6:.3f} uJ/token, {more}", flush=True)
+
+    for name in ("pace", "default"):
+        judge(name, make_controller(name, control))
+    for seed in range(options.seeds):
+        for recurrent in (False, True):
+            began_s = time.monotonic()
+            model = _trained(recurrent, options.steps, seed)
+            name = "recurrent" if recurrent else "feedforward"
+            judge(name, _Called(model), seed=seed, steps=options.steps, seconds=round(time.monotonic() - began_s))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
