@@ -1,9 +1,10 @@
-"""Does memory help? PPO with and without an LSTM, from scratch, at the same fixed prices of what the limits are on.
+"""Does memory help? PPO with and without an LSTM, from the same teacher, at the same fixed prices of what the limits are on.
 
     python experiments/recurrent.py --steps 3000000 --out recurrent.json
 
-Prices are those that the training of ``default`` ended with, in full-depth tokens. Both are judged on the test requests by
-what they are trained for: energy and priced lateness, disagreement and dNLL, in full-depth tokens per token.
+Prices are near those that the training of ``default`` ends with (``multiplier/`` of its TensorBoard), in full-depth tokens.
+Both clone tuned pacing, and are judged on the test requests by what they are trained for: energy and priced lateness,
+disagreement and dNLL, in full-depth tokens per token.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 
+from clone_rl.agents.policy import Policy
 from clone_rl.agents.risk import expected_outcome
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.sb3 import Sb3VecEnv
@@ -30,14 +34,16 @@ from clone_rl.envs.vector import LayerControlVectorEnv
 from clone_rl.files import replacing
 
 PRICES = {"late": 1.0, "disagree": 1.56, "kl": 0.45}
-_MACS = 920  # of the shipped policy, charged to both: what is asked is whether memory helps, not what it takes
-_EXIT_BIAS, _REWARD_SCALE, _HIDDEN, _UNITS = -3.0, 0.1, [24, 16], 32
+_MACS = Policy.load("default").macs  # charged to both: what is asked is whether memory helps, not what it takes
+_REWARD_SCALE, _SHARPNESS, _HIDDEN, _UNITS, _ENVS = 0.1, 0.5, [24, 16], 32, 256
+_CLONE_STEPS, _CLONE_EPOCHS = 400, 60
+_VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the cloning
 
 
 class _Called:
     """An SB3 policy as a controller that is asked for all requests at once."""
 
-    name, kind, macs, probes = "recurrent", "layer", _MACS, True
+    name, kind, macs, probes = "sb3", "layer", _MACS, True
 
     def __init__(self, model: Any) -> None:
         self._model, self._state = model, None
@@ -62,9 +68,70 @@ def _cost(figures: NDArray[np.void], reference_j: float) -> dict[str, float]:
     return {**means, "cost": means["energy_j"] / reference_j + priced}
 
 
-def _trained(recurrent: bool, steps: int, seed: int) -> Any:
+def _actor(model: Any) -> list[Any]:
+    """Parameters of the policy, without those of the value function."""
+    policy = model.policy
+    parts = [
+        policy.mlp_extractor.policy_net,
+        policy.action_net,
+        *([policy.lstm_actor] if isinstance(model, RecurrentPPO) else []),
+    ]
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _clone(model: Any, env: LayerControlVectorEnv, seed: int) -> float:
+    """Fit the actor to what tuned pacing does, and halve its logits; agreement with it in the end."""
+    teacher = make_controller("pace", env.control)
+    observation, starts = env.reset(seed=seed)[0], np.ones(_ENVS, bool)
+    seen: list[Any] = []
+    done: list[Any] = []
+    begins: list[Any] = []
+    for _ in range(_CLONE_STEPS):
+        actions = teacher.act(observation)[:, 0]
+        for column, entries in ((seen, observation), (done, actions), (begins, starts)):
+            column.append(entries)
+        observation, _, terminated, truncated, _ = env.step(actions)
+        starts = terminated | truncated
+    # One row of a batch for each step of an environment, those of one environment together.
+    x, y, first = (torch.as_tensor(np.stack(column, 1)) for column in (seen, done, begins))
+    recurrent, optimiser = isinstance(model, RecurrentPPO), torch.optim.Adam(_actor(model), 3e-3)
+    for _ in range(_CLONE_EPOCHS):
+        for some in torch.randperm(_ENVS, generator=torch.Generator().manual_seed(seed)).split(32):
+            flat = x[some].flatten(0, 1), y[some].flatten()
+            if recurrent:
+                nothing = torch.zeros(1, len(some), _UNITS)
+                states = RNNStates((nothing, nothing), (nothing, nothing))
+                _, likelihood, _ = model.policy.evaluate_actions(*flat, states, first[some].flatten().float())
+            else:
+                _, likelihood, _ = model.policy.evaluate_actions(*flat)
+            optimiser.zero_grad()
+            (-likelihood.mean()).backward()
+            optimiser.step()
+    with torch.no_grad():
+        for logits in model.policy.action_net.parameters():
+            logits *= _SHARPNESS
+    return float(likelihood.exp().mean())
+
+
+class _Frozen(BaseCallback):
+    """Holds the actor while the value function has its first updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        for parameter in _actor(self.model):
+            parameter.requires_grad_(self._rollouts >= _VALUE_ONLY)
+        self._rollouts += 1
+
+
+def _trained(recurrent: bool, steps: int, seed: int) -> tuple[Any, float]:
     torch.set_num_threads(1)
-    env = LayerControlVectorEnv(num_envs=256, scenario="default", split="train", policy_macs=_MACS)
+    env = LayerControlVectorEnv(num_envs=_ENVS, scenario="default", split="train", policy_macs=_MACS)
     env.set_outcome(expected_outcome(env.control))
     env.set_weights(**PRICES)
     shared: dict[str, Any] = {
@@ -78,9 +145,8 @@ def _trained(recurrent: bool, steps: int, seed: int) -> Any:
         model = RecurrentPPO("MlpLstmPolicy", adapter, policy_kwargs={**layers, "lstm_hidden_size": _UNITS}, **shared)
     else:
         model = PPO("MlpPolicy", adapter, policy_kwargs=layers, **shared)
-    with torch.no_grad():
-        model.policy.action_net.bias[-1] = _EXIT_BIAS
-    return model.learn(steps, progress_bar=True)
+    cloned = _clone(model, env, seed)
+    return model.learn(steps, callback=_Frozen(), progress_bar=True) if steps else model, cloned
 
 
 def main() -> int:
@@ -106,9 +172,9 @@ def main() -> int:
     for seed in range(options.seeds):
         for recurrent in (False, True):
             began_s = time.monotonic()
-            model = _trained(recurrent, options.steps, seed)
-            name = "recurrent" if recurrent else "feedforward"
-            judge(name, _Called(model), seed=seed, steps=options.steps, seconds=round(time.monotonic() - began_s))
+            model, cloned = _trained(recurrent, options.steps, seed)
+            told = {"seed": seed, "steps": options.steps, "cloned": cloned, "seconds": round(time.monotonic() - began_s)}
+            judge("recurrent" if recurrent else "feedforward", _Called(model), **told)
     return 0
 
 

@@ -1,13 +1,18 @@
 """Exits are paid out of an error budget that tokens earn: what holds the limits on quality, whatever the controller does.
 
-Every token earns what the limits allow per token. An exit costs what it can be expected to come to, given what the probe reads
-there; one that costs more than is left is refused, and the next layer runs at the operating point in force. What is not spent
-can be saved up to ``SAVED`` tokens' worth, with which a stream of requests begins. So any n tokens in a row disagree, and lose
-likelihood, by no more than the limits allow n + ``SAVED`` tokens, as far as the expectation is right.
+Every token earns, when its first layer begins, what the limits allow per token. An exit costs what it can be expected to come
+to, given what the probe reads there; one that costs more than is left is refused, and the next layer runs at the operating
+point in force. What is not spent can be saved up to ``SAVED`` tokens' worth, with which a stream of requests begins. So any n
+tokens in a row disagree, and lose likelihood, by no more than the limits allow n + ``SAVED`` tokens, as far as the expectation
+is right. An exit is paid for when it is asked for: one that a deadline forbids, that a decision delay makes a later and surer
+one, or that a controller which has failed no longer gets, errs on the safe side.
 
 The expectation comes from recorded tokens, by exit and reading: of those that were read as agreeing no less than at any exit
 before. Controllers leave where a token is sure for the first time; all tokens that read so would count the easy ones that
 have left by then.
+
+A refused exit takes time that the controller did not count on. The deadlines want a guard of their own beside the budget,
+``clone_rl.envs.shield``; both together are what the command line calls the shield.
 """
 
 from __future__ import annotations
@@ -67,7 +72,8 @@ def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
     known = np.flatnonzero(np.isin(traces.split, [SPLITS.index("train"), SPLITS.index("validation")]))
     if not len(known):
         raise BadValueError(
-            f"{traces.source} has no training documents", "what exits cost is learned there: record with --split train"
+            f"{traces.source} has no train or validation documents",
+            "exits' costs are learned there: record with --split train",
         )
     # The first token of a response has no exits.
     tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in known])
@@ -95,11 +101,13 @@ class ErrorBudget(NamedTuple):
         cost: (L - 1, 24, 12, 2) of ``exit_costs``.
         limits: (2,) disagreements and nats that a token earns.
         balance: (2,) what is left, changed in place.
+        refused: (1,) exits that were refused so far, changed in place.
     """
 
     cost: NDArray[np.float64]
     limits: NDArray[np.float64]
     balance: NDArray[np.float64]
+    refused: NDArray[np.int64]
 
     @classmethod
     def of(cls, traces: TraceSet, limits: Limits, probes: bool = True) -> Self:
@@ -113,46 +121,56 @@ class ErrorBudget(NamedTuple):
         Raises:
             BadValueError: The traces have no training documents.
         """
-        earned = np.array([limits.disagree, limits.dnll])
-        return cls(exit_costs(traces, probes), earned, SAVED * earned)
+        earned = np.array([limits.disagree, limits.dnll], np.float64)
+        return cls(exit_costs(traces, probes), earned, SAVED * earned, np.zeros(1, np.int64))
 
-    def refuse(self, observations: Observations, actions: NDArray[np.int64], points: int, over: NDArray[np.bool_]) -> None:
-        """Put the operating point in force in the place of exits that cost more than is left, one request after another.
+    def admit(
+        self, observations: Observations, exits: NDArray[np.bool_], over: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.bool_]:
+        """Which exits pass; they are paid for, one request after another.
 
         Args:
             observations: (N, width) of requests side by side.
-            actions: (N,) changed in place.
-            points: Operating points of the chip.
-            over: (N,) requests that have ended.
+            exits: (N,) who wants to leave.
+            over: (N,) requests that have ended; None has none.
+
+        Returns:
+            (N,) true where ``exits`` is and the budget has room.
         """
-        _refuse_all(self, np.ascontiguousarray(observations, np.float32), actions, points - 1, over)
+        passed = np.zeros(len(observations), np.bool_)
+        over = passed if over is None else over
+        _admit_all(self, np.ascontiguousarray(observations, np.float32), exits, over.copy(), passed)
+        return passed
 
 
 @compiled
-def _refused(budget: ErrorBudget, observation: Any, exits: bool) -> bool:
-    """Whether an exit is refused; if not, it is paid for. Every token has to pass here once at its first boundary."""
-    layers = budget.cost.shape[0] + 1
-    layer = int(np.rint(observation[_LAYER] * layers))
-    if layer == 0:
+def _admitted(budget: ErrorBudget, observation: Any, exits: bool) -> bool:
+    """Whether an exit passes, which is paid for then. Every token has to come here once at its first boundary."""
+    if observation[_LAYER] == 0.0:
         for k in range(_COSTS):
             budget.balance[k] = min(SAVED * budget.limits[k], budget.balance[k] + budget.limits[k])
+    if not exits:
         return False
-    if not exits or observation[_PHASE] == 0.0:
-        return False
-    agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
-    for k in range(_COSTS):
-        if budget.cost[layer - 1, agree, kl, k] > budget.balance[k]:
-            return True
-    for k in range(_COSTS):
-        budget.balance[k] -= budget.cost[layer - 1, agree, kl, k]
-    return False
+    last = budget.cost.shape[0]
+    layer = min(int(np.rint(observation[_LAYER] * (last + 1))), last)
+    passes = bool(layer > 0 and observation[_PHASE] > 0.0)
+    if passes:
+        agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
+        for k in range(_COSTS):
+            passes = passes and budget.cost[layer - 1, agree, kl, k] <= budget.balance[k]
+    if passes:
+        for k in range(_COSTS):
+            budget.balance[k] -= budget.cost[layer - 1, agree, kl, k]
+    else:
+        budget.refused[0] += 1
+    return passes
 
 
 @compiled
-def _refuse_all(budget: ErrorBudget, observations: Any, actions: Any, top: int, over: Any) -> None:
+def _admit_all(budget: ErrorBudget, observations: Any, exits: Any, over: Any, passed: Any) -> None:
     for i in range(len(observations)):
-        if not over[i] and _refused(budget, observations[i], actions[i] == top + 1):
-            actions[i] = int(np.rint(observations[i, _POINT] * top))
+        if not over[i]:
+            passed[i] = _admitted(budget, observations[i], exits[i])
 
 
 class BudgetRule(NamedTuple):
@@ -166,11 +184,12 @@ class BudgetRule(NamedTuple):
 @rule(BudgetRule)
 def _within_budget(self: Any, observation: Any, memory: Any, action: Any) -> None:
     decide(self.inner, observation, memory, action)
-    if _refused(self.budget, observation, action[0] == self.top + 1):
+    leaves = action[0] == self.top + 1
+    if not _admitted(self.budget, observation, leaves) and leaves:
         action[0] = int(np.rint(observation[_POINT] * self.top))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Within:
     """A controller within a budget: in everything else the one that it was."""
 
@@ -203,11 +222,28 @@ class _WithinCalls(_Within):
     """Any other controller within a budget."""
 
     def act(self, observations: Observations) -> Actions:
-        actions = np.array(self.inner.act(observations))
-        if actions.size == len(observations) and actions.dtype.kind == "i":  # else it is no action, which others say
-            none_over = np.zeros(len(observations), np.bool_)
-            self.budget.refuse(observations, actions.reshape(len(observations)), self.points, none_over)
+        return within(self.budget, self.points, observations, np.array(self.inner.act(observations)))
+
+
+def within(
+    budget: ErrorBudget, points: int, observations: Observations, actions: Actions, over: NDArray[np.bool_] | None = None
+) -> Actions:
+    """Actions of requests side by side, the operating point in force in the place of exits that are refused.
+
+    Args:
+        budget: What they have to spend.
+        points: Operating points of the chip.
+        observations: (N, width) what the controller saw.
+        actions: (N,) or (N, 1) of whatever type, changed in place; what is no action stays, for others to tell.
+        over: (N,) requests that have ended; None has none.
+    """
+    if actions.size != len(observations):
         return actions
+    chosen = actions.reshape(len(observations))
+    exits = np.array([action == points for action in chosen.tolist()], np.bool_)
+    refused = exits & ~budget.admit(observations, exits, over)
+    chosen[refused] = np.rint(observations[refused, _POINT] * (points - 1)).astype(np.int64)
+    return actions
 
 
 @overload
@@ -221,8 +257,9 @@ def budgeted(controller: Controller, budget: ErrorBudget, points: int) -> Contro
 def budgeted(controller: Any, budget: ErrorBudget, points: int) -> Any:
     """The same controller, but exits that cost more than the budget has left are refused.
 
-    One budget serves a stream of requests: those after another, and those side by side. What deciding takes is charged as of
-    the controller alone, as for the rest of a shield.
+    One budget serves a stream of requests, those after another and those side by side, of any threads: each decision is one
+    compiled call, which holds the interpreter's lock. What deciding takes is charged as of the controller alone, as for the
+    rest of a shield. Use it with a guard of deadlines: a refused exit takes time that the controller did not count on.
 
     Args:
         controller: Of layer control.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller, RuleController
-from clone_rl.agents.error_budget import ErrorBudget, budgeted
+from clone_rl.agents.error_budget import ErrorBudget, budgeted, within
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
 from clone_rl.envs.rows import Rows
@@ -48,8 +48,9 @@ def run_requests(
         documents: (R,) documents of the trace set; each is one request with its own service level and interference.
         seed: Key of the draws; request i has seed + i.
         shield: Overrule what may cost a deadline, see ``clone_rl.envs.shield``, and refuse exits that the limits on quality
-            leave no room for, see ``clone_rl.agents.error_budget``; the requests are one stream. An action that is none counts
-            as the top point for the rest of its request.
+            leave no room for, see ``clone_rl.agents.error_budget``; the requests are one stream, one after another where the
+            controller is compiled, else side by side. An action that is none counts as the top point for the rest of its
+            request.
         shield_exits: With ``shield``: exit where a token would be late in any case.
         limits: With ``shield``: on quality; the scenario's if None.
 
@@ -75,7 +76,7 @@ def run_requests(
         actions = controller.act(observation)
         if guard and budget:
             actions = np.array(actions, np.int64).reshape(len(documents), 1)
-            budget.refuse(observation, actions[:, 0], own.points, rows.state["done"] == 1)
+            within(budget, own.points, observation, actions, rows.state["done"] == 1)
             guards.guard(guard, rows, actions)
         out = rows.step(own.check(actions, len(documents)))
         observation = out.observation

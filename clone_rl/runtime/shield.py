@@ -55,13 +55,16 @@ def within_limits(controller: Controller, scenario: Scenario, model_sha256: str)
         model_sha256: Hash of that model.
 
     Returns:
-        The controller as it was where the traces are of another model, which is logged.
+        The controller as it was where the traces are of another model or have no training documents, which is logged.
     """
     traces = load_traces(scenario.traces)
-    if traces.card.get("model_sha256") != model_sha256:
-        _log.warning("exits are not held to the limits on quality: traces %r are of another model", scenario.traces)
+    try:
+        if traces.card.get("model_sha256") != model_sha256:
+            raise BadValueError(f"traces {scenario.traces!r} are of another model")
+        budget = ErrorBudget.of(traces, scenario.limits, controller.probes)
+    except BadValueError as error:
+        _log.warning("exits are not held to the limits on quality: %s", error)
         return controller
-    budget = ErrorBudget.of(traces, scenario.limits, controller.probes)
     return budgeted(controller, budget, len(scenario.load_chip().operating_points))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -137,12 +138,21 @@ def test_a_run_at_the_top_point_is_left_alone():
     assert (bare["late"] > 0).any()
 
 
+class Seeing(Adversary):
+    """Asks for no exit before a token's first, where a budget refuses what a delay would make one."""
+
+    def act(self, observations):
+        actions = super().act(observations)
+        unseen = (observations[:, :2] == 0.0).any(1) & (actions[:, 0] == self.points)
+        return np.where(unseen[:, None], 0, actions)
+
+
 @pytest.mark.parametrize("how", ["slowest", "exits", "random"])
 @pytest.mark.parametrize("changes", [{}, {"decision_delay": 1}, {"kv": "exact"}, {"deadline": "per-token"}])
 def test_where_deadlines_are_loose_nothing_is_overruled(how, changes):
     control = control_of("default", slack_low=500.0, slack_high=500.0, **changes)
     documents = control.traces.documents("test")[:20]
-    bare, shielded = (run(control, Adversary(how), "test", documents, 0, shield) for shield in (False, True))
+    bare, shielded = (run(control, Seeing(how), "test", documents, 0, shield) for shield in (False, True))
     assert bare.tobytes() == shielded.tobytes()
 
 
@@ -487,7 +497,7 @@ def test_the_examples_of_the_documentation_run():
 
 
 def test_a_budget_lasts_over_the_requests_of_a_runtime_controller():
-    """Exits pass until what is saved up is spent, and again once enough tokens have earned."""
+    """Exits pass until what is saved up is spent, and again once enough tokens have been begun."""
     control = control_of("default")
     budget = ErrorBudget.of(control.traces, Limits(0.01, 0.01, 0.01), probes=False)
     policy = Chance(8, 1.0)
@@ -504,8 +514,14 @@ def test_a_budget_lasts_over_the_requests_of_a_runtime_controller():
         lasts.append(passed)
     assert lasts[0] >= 2 and lasts[1:] == [0, 0]
     assert (budget.balance < budget.cost[0, 0, 0]).any()
-    budget.balance[:] = 5.0
-    assert runtime.decide(observation).exit
+    assert budget.refused[0] == 60 - lasts[0]
+    lacking = max((budget.cost[0, 0, 0] - budget.balance) / 0.01)
+    tokens = 0
+    while not runtime.decide(observation).exit:
+        observation[1] = 0.0
+        runtime.decide(observation)
+        observation[1], tokens = 0.1, tokens + 1
+    assert tokens == np.ceil(lacking) > 0
 
 
 def test_limits_hold_where_the_traces_are_of_the_model_that_runs(caplog):
@@ -517,3 +533,12 @@ def test_limits_hold_where_the_traces_are_of_the_model_that_runs(caplog):
     assert not caplog.records
     assert within_limits(policy, scenario, "0" * 64) is policy
     assert "traces 'default' are of another model" in caplog.text
+
+
+def test_limits_that_cannot_be_held_for_want_of_training_documents_are_told(caplog, monkeypatch):
+    traces = control_of("default").traces
+    only_test = replace(traces, split=np.full_like(traces.split, 2))
+    monkeypatch.setattr("clone_rl.runtime.shield.load_traces", lambda _: only_test)
+    policy = Policy.load("default")
+    assert within_limits(policy, control_of("default").scenario, traces.card["model_sha256"]) is policy
+    assert "no train or validation documents" in caplog.text
