@@ -80,7 +80,7 @@ def _actor(model: Any) -> list[Any]:
 
 
 def _clone(model: Any, env: LayerControlVectorEnv, seed: int) -> float:
-    """Fit the actor to what tuned pacing does, and halve its logits; agreement with it in the end."""
+    """Fit the actor to what tuned pacing does, and halve its logits; the mean probability of its actions in the end."""
     teacher = make_controller("pace", env.control)
     observation, starts = env.reset(seed=seed)[0], np.ones(_ENVS, bool)
     seen: list[Any] = []
@@ -110,7 +110,7 @@ def _clone(model: Any, env: LayerControlVectorEnv, seed: int) -> float:
     with torch.no_grad():
         for logits in model.policy.action_net.parameters():
             logits *= _SHARPNESS
-    return float(likelihood.exp().mean())
+    return float(likelihood.detach().exp().mean())
 
 
 class _Frozen(BaseCallback):

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "training_variants.py"
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+
+
+def loaded(name, monkeypatch):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def variants(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("training_variants", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "training_variants", module)
-    spec.loader.exec_module(module)
+    module = loaded("training_variants", monkeypatch)
     monkeypatch.setattr(module, "EVALUATION_SEEDS", 1)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--out", str(tmp_path)])
+        monkeypatch.setattr(sys, "argv", ["training_variants", *arguments, "--out", str(tmp_path)])
         assert module.main() == 0
         return json.loads((tmp_path / "results.json").read_text())
 
@@ -42,3 +47,17 @@ def test_unknown_variants_are_named(variants, capsys):
     with pytest.raises(SystemExit):
         variants("wider")
     assert "no variant wider" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_policies_with_and_without_memory_clone_one_teacher_and_are_judged_alike(monkeypatch, tmp_path):
+    pytest.importorskip("sb3_contrib")
+    module, out = loaded("recurrent", monkeypatch), tmp_path / "recurrent.json"
+    monkeypatch.setattr(module, "_CLONE_STEPS", 24)
+    monkeypatch.setattr(module, "_CLONE_EPOCHS", 2)
+    monkeypatch.setattr(sys, "argv", ["recurrent", "--steps", "0", "--out", str(out)])
+    assert module.main() == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())}
+    assert list(rows) == ["pace", "default", "feedforward", "recurrent"]
+    assert rows["default"]["cost"] < rows["pace"]["cost"]
+    assert all(0.0 < rows[name]["cloned"] < 1.0 for name in ("feedforward", "recurrent"))
