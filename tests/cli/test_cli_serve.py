@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from clone_rl.agents.policy import Policy
+from clone_rl.cli.main import main
 
 pytest_plugins = ["cli_running"]
 
@@ -55,6 +56,17 @@ def test_a_policy_that_was_tampered_with_is_refused(run_cli, here):
     raw[-1] ^= 1
     (here / "mine.safetensors").write_bytes(raw)
     assert run_cli("serve", "--port", 0, "--controller", here / "mine.safetensors", "--json").error["kind"] == "bad_policy"
+
+
+def test_a_shielded_server_guards_deadlines_and_quality(monkeypatch):
+    made = []
+    monkeypatch.setattr("clone_rl.runtime.server.service.check_controller", lambda controller, *_: made.append(controller))
+    monkeypatch.setattr("clone_rl.runtime.server.run.run", lambda *_: None)
+    for shield in ([], ["--shield"]):
+        assert main(["serve", "--port", "0", *shield]) == 0
+    bare, shielded = made
+    assert bare.shield is None and not hasattr(bare.controller, "budget")
+    assert shielded.shield.numbers[1] > 0 and shielded.controller.budget.limits.tolist() == [0.02, 0.02]
 
 
 def test_without_its_packages_it_says_what_to_install(run_cli, monkeypatch):

@@ -531,3 +531,12 @@ def test_a_shield_keeps_the_deadlines_that_the_top_point_keeps():
     assert counted["overruled"] > 0
     loose = ServiceLevel("loose", 1.0, 1.0)
     assert late(slowest, loose, shield=True)[1]["overruled"] == 0
+
+
+def test_a_shield_holds_the_limits_on_quality_of_the_model_whose_traces_there_are():
+    model = load_model("default")
+    scenario = Scenario.load("default")
+    for shield in (False, True):
+        controller = ControlledDecoding.load("default", model, scenario=scenario, shield=shield).runtime.controller
+        assert hasattr(controller, "budget") is shield
+    np.testing.assert_array_equal(controller.budget.limits, [scenario.limits.disagree, scenario.limits.dnll])
