@@ -59,14 +59,19 @@ def test_a_policy_that_was_tampered_with_is_refused(run_cli, here):
 
 
 def test_a_shielded_server_guards_deadlines_and_quality(monkeypatch):
-    made = []
+    made, shown = [], []
     monkeypatch.setattr("clone_rl.runtime.server.service.check_controller", lambda controller, *_: made.append(controller))
-    monkeypatch.setattr("clone_rl.runtime.server.run.run", lambda *_: None)
+    monkeypatch.setattr(
+        "clone_rl.runtime.server.run.run", lambda service, _: shown.append(service.worker.metrics.text().decode())
+    )
     for shield in ([], ["--shield"]):
         assert main(["serve", "--port", "0", *shield]) == 0
     bare, shielded = made
     assert bare.shield is None and not hasattr(bare.controller, "budget")
     assert shielded.shield.numbers[1] > 0 and shielded.controller.budget.limits.tolist() == [0.02, 0.02]
+    assert "error_budget" not in shown[0]
+    assert 'clone_rl_error_budget{of="disagree"} 10.0' in shown[1]
+    assert "clone_rl_refused_exits 0.0" in shown[1]
 
 
 def test_without_its_packages_it_says_what_to_install(run_cli, monkeypatch):

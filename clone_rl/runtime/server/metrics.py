@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from clone_rl.agents.error_budget import ErrorBudget
 
 OUTCOMES = ("completed", "cancelled", "timed_out", "rejected", "refused", "failed")
 """How requests end: answered; left by the client; out of time; no room in the queue; bad input; a fault of the server."""
@@ -52,6 +55,16 @@ class Metrics:
         for endpoint in ("completions", "chat"):
             for outcome in OUTCOMES:
                 self._requests.labels(endpoint, outcome)
+
+    def watch(self, budget: ErrorBudget) -> None:
+        """Show what an error budget has left, and how many exits it has refused."""
+        refused = Gauge("clone_rl_refused_exits", "Exits that the error budget has refused.", registry=self.registry)
+        refused.set_function(partial(budget.refused.item, 0))
+        balance = Gauge(
+            "clone_rl_error_budget", "What is left to spend, in disagreements and nats.", ["of"], registry=self.registry
+        )
+        for k, name in enumerate(("disagree", "dnll")):
+            balance.labels(name).set_function(partial(budget.balance.item, k))
 
     def count(self, endpoint: str, outcome: str) -> None:
         """One more request that ended so, one of ``OUTCOMES``."""
