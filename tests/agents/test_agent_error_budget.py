@@ -114,7 +114,7 @@ def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, di
             wishes.append(wanted)
             before = budget.balance.copy()
             action = controller.act(observed(layer, agree=agree, kl=kl)[None])[0, 0]
-            bins = min(23, int((np.float32(agree) + 1) / 2 * 24)), min(11, int((np.float32(kl) + 1) / 2 * 12))
+            bins = tuple(min(n - 1, int((float(np.float32(x)) + 1) * 0.5 * n)) for x, n in ((agree, 24), (kl, 12)))
             cost = budget.cost[(layer - 1, *bins)]
             affordable = (cost <= before).all()
             assert action == (2 if not wanted else POINTS if affordable else 3)  # a refused exit goes on at the point in force
