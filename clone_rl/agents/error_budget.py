@@ -51,9 +51,16 @@ def _bin(reading: float, bins: int) -> int:
     return min(bins - 1, max(0, int((reading + 1.0) * 0.5 * bins)))
 
 
-def _bins(readings: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(..., 2) bins of (..., 2) readings."""
-    return np.clip(((readings.astype(np.float64) + 1.0) * 0.5 * _BINS).astype(np.int64), 0, np.array(_BINS) - 1)
+@compiled
+def _count(shown: Any, came_to: Any, best: Any, n: Any, sums: Any) -> None:
+    """Add the tokens that read as agreeing no less than ``best``, which they raise, to their bins."""
+    for i in range(len(shown)):
+        if shown[i, 0] >= best[i]:
+            best[i] = shown[i, 0]
+            agree, kl = _bin(shown[i, 0], _BINS[0]), _bin(shown[i, 1], _BINS[1])
+            n[agree, kl, 0] += 1
+            for k in range(_COSTS):
+                sums[agree, kl, k] += came_to[i, k]
 
 
 def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
@@ -75,8 +82,7 @@ def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
             f"{traces.source} has no train or validation documents",
             "exits' costs are learned there: record with --split train",
         )
-    # The first token of a response has no exits.
-    tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in known])
+    tokens = traces.decoded(known)
     shown, outcome = (column[tokens] for column in traces.packed)
     costs, best = np.zeros((traces.layers - 1, *_BINS, _COSTS)), np.full(len(tokens), -np.inf)
     for exit_, cost in enumerate(costs):
@@ -84,10 +90,8 @@ def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
         if not probes:
             cost[...] = came_to.mean(0) if len(tokens) else 1.0
             continue
-        counted, best = readings[:, 0] >= best, np.maximum(best, readings[:, 0])
-        flat = np.ravel_multi_index(tuple(_bins(readings[counted]).T), _BINS)
-        n = np.bincount(flat, minlength=np.prod(_BINS)).reshape(_BINS)[..., None]
-        sums = np.stack([np.bincount(flat, column, np.prod(_BINS)) for column in came_to[counted].T], -1).reshape(cost.shape)
+        n, sums = np.zeros((*_BINS, 1), np.int64), np.zeros(cost.shape)
+        _count(readings, came_to, best, n, sums)
         overall = sums.sum((0, 1)) / n.sum() if n.any() else 1.0
         alike = (sums.sum(1) + _PRIOR * overall) / (n.sum(1) + _PRIOR)  # of the same agreement, whatever the KL
         cost[...] = (sums + _PRIOR * alike[:, None]) / (n + _PRIOR)
@@ -138,8 +142,8 @@ class ErrorBudget(NamedTuple):
             (N,) true where ``exits`` is and the budget has room.
         """
         passed = np.zeros(len(observations), np.bool_)
-        over = passed if over is None else over
-        _admit_all(self, np.ascontiguousarray(observations, np.float32), exits, over.copy(), passed)
+        over = np.zeros_like(passed) if over is None else over
+        _admit_all(self, np.ascontiguousarray(observations, np.float32), exits, over, passed)
         return passed
 
 

@@ -42,8 +42,7 @@ def expected_outcome(control: Control, seed: int = 0) -> NDArray[np.float32]:
     """
     traces, world = control.traces, control.world
     learned = np.zeros(len(world.outcome), bool)
-    for document in traces.documents("train"):
-        learned[traces.offset[document] + 1 : traces.offset[document + 1]] = True  # the first token has no exits
+    learned[traces.decoded(traces.documents("train"))] = True
     outcome, x = np.array(world.outcome), _features(world.seen)
     if not learned.any():
         return outcome

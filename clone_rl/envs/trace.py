@@ -172,6 +172,10 @@ class TraceSet:
             raise BadValueError(f"{self.source} has no {split} documents", "record prompts with --split " + split)
         return found
 
+    def decoded(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) tokens of documents that were decoded: all but each one's first, which comes from prefill and has no exits."""
+        return np.concatenate([np.arange(self.offset[d] + 1, self.offset[d + 1]) for d in documents])
+
     def mean_tokens(self, split: str = "train") -> NDArray[np.float64]:
         """Mean response length of each kind on a split: the length predictor of the observation."""
         lengths, chosen = np.diff(self.offset), self.split == SPLITS.index(split)

@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
         """The decoded tokens of a split."""
         documents = traces.documents(split)
         lengths = np.diff(traces.offset)[documents]
-        tokens = np.concatenate([np.arange(traces.offset[d] + 1, traces.offset[d + 1]) for d in documents])
+        tokens = traces.decoded(documents)
         shown, outcome = traces.packed
         return cls(
             layers=traces.layers,
