@@ -24,6 +24,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
+from clone_rl.agents import ppo
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.risk import expected_outcome
 from clone_rl.agents.rollout import run_requests
@@ -35,9 +36,7 @@ from clone_rl.files import replacing
 
 PRICES = {"late": 1.0, "disagree": 1.56, "kl": 0.45}
 _MACS = Policy.load("default").macs  # charged to both: what is asked is whether memory helps, not what it takes
-_REWARD_SCALE, _SHARPNESS, _HIDDEN, _UNITS, _ENVS = 0.1, 0.5, [24, 16], 32, 256
-_CLONE_STEPS, _CLONE_EPOCHS = 400, 60
-_VALUE_ONLY = 4  # updates before the actor moves: an untrained value function would undo the cloning
+_UNITS, _ENVS, _CLONE_STEPS, _CLONE_EPOCHS = 32, 256, 400, 60
 
 
 class _Called:
@@ -109,7 +108,7 @@ def _clone(model: Any, env: LayerControlVectorEnv, seed: int) -> float:
             optimiser.step()
     with torch.no_grad():
         for logits in model.policy.action_net.parameters():
-            logits *= _SHARPNESS
+            logits *= ppo._SHARPNESS
     return float(likelihood.detach().exp().mean())
 
 
@@ -125,7 +124,7 @@ class _Frozen(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         for parameter in _actor(self.model):
-            parameter.requires_grad_(self._rollouts >= _VALUE_ONLY)
+            parameter.requires_grad_(self._rollouts >= ppo.VALUE_ONLY)
         self._rollouts += 1
 
 
@@ -138,8 +137,8 @@ def _trained(recurrent: bool, steps: int, seed: int) -> tuple[Any, float]:
         "learning_rate": 1e-3, "n_steps": 128, "batch_size": 2048, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.97,
         "ent_coef": 1e-3, "target_kl": 0.03, "seed": seed, "device": "cpu",
     }  # fmt: skip
-    layers = {"net_arch": {"pi": _HIDDEN, "vf": [64, 64]}}
-    adapter = Sb3VecEnv(env, _REWARD_SCALE)
+    layers = {"net_arch": {"pi": list(ppo._HIDDEN), "vf": [64, 64]}}
+    adapter = Sb3VecEnv(env, ppo._REWARD_SCALE)
     model: Any
     if recurrent:
         model = RecurrentPPO("MlpLstmPolicy", adapter, policy_kwargs={**layers, "lstm_hidden_size": _UNITS}, **shared)

@@ -122,9 +122,10 @@ class ControlledDecoding:
                 f"{self.emulator.chip.name} has {points}",
                 "train one for this chip",
             )
-        longest = min(self._stepper.anatomy.context, SHIELDED)
-        guard = emulated_shield(self.scenario, self.emulator, longest, longest) if shield else None
+        guard = None
         if shield:
+            longest = min(self._stepper.anatomy.context, SHIELDED)
+            guard = emulated_shield(self.scenario, self.emulator, longest, longest)
             controller = within_limits(controller, self.scenario, host.sha256)
         self.runtime = RuntimeController(controller, points, shield=guard)
         self.request: LiveRequest | None = None

@@ -57,13 +57,14 @@ def within_limits(controller: Controller, scenario: Scenario, model_sha256: str)
     Returns:
         The controller as it was where the traces are of another model or have no training documents, which is logged.
     """
-    traces = load_traces(scenario.traces)
+    traces, unheld = load_traces(scenario.traces), "exits are not held to the limits on quality: %s"
+    if traces.card.get("model_sha256") != model_sha256:
+        _log.warning(unheld, f"traces {scenario.traces!r} are of another model")
+        return controller
     try:
-        if traces.card.get("model_sha256") != model_sha256:
-            raise BadValueError(f"traces {scenario.traces!r} are of another model")
         budget = ErrorBudget.of(traces, scenario.limits, controller.probes)
     except BadValueError as error:
-        _log.warning("exits are not held to the limits on quality: %s", error)
+        _log.warning(unheld, error)
         return controller
     return budgeted(controller, budget, len(scenario.load_chip().operating_points))
 
