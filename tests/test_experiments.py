@@ -61,3 +61,17 @@ def test_policies_with_and_without_memory_clone_one_teacher_and_are_judged_alike
     assert list(rows) == ["pace", "default", "feedforward", "recurrent"]
     assert rows["default"]["cost"] < rows["pace"]["cost"]
     assert all(0.0 < rows[name]["cloned"] < 1.0 for name in ("feedforward", "recurrent"))
+
+
+def test_streams_that_were_not_learned_from_are_judged_by_what_they_spend(monkeypatch, tmp_path):
+    module, out = loaded("error_budget", monkeypatch), tmp_path / "error_budget.json"
+    monkeypatch.setattr(module, "LEANS", (0.0,))
+    monkeypatch.setattr(module, "SHARES", (1.0,))
+    options = ["--scenario", "default", "--seeds", "1", "--requests", "40", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["error_budget", *options])
+    assert module.main() == 0
+    still, leaning = json.loads(out.read_text())
+    assert (still["earned"], still["lean"], leaning["earned"], leaning["lean"]) == (module.EARNED, 0.0, 1.0, module.LEAN)
+    assert leaning["spent"] > still["spent"]
+    assert leaning["over_pace"] < still["over_pace"] < 0.0
+    assert all(0.0 <= row["held"] <= 1.0 and max(row["spent"]) <= max(row["spent_most"]) for row in (still, leaning))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Observations, RuleController
 from clone_rl.agents.rule import rule
 from clone_rl.agents.weights import Weights, packed, write_weights
+from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
 from clone_rl.errors import PolicyFileError, UnknownNameError
@@ -38,8 +39,9 @@ class PolicyRule(NamedTuple):
     ends: NDArray[np.int64]
 
 
-@rule(PolicyRule)
-def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
+@inlined
+def choose(self: PolicyRule, observation: Any, memory: Any, action: Any, lean: float) -> None:
+    """Write the most probable choice of every component; in layer control ``lean`` nats are added to leaving."""
     # Two views rather than offsets, which compiled code would have to ask in every addition whether they count from the end.
     half, layers = len(memory) // 2, len(self.weights)
     read, written = memory[:half], memory[half:]
@@ -57,6 +59,7 @@ def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
             for j in range(len(bias)):
                 written[j] = 1.0 - 2.0 / (math.exp(2.0 * written[j]) + 1.0)  # tanh, in half its time
         read, written = written, read
+    read[self.ends[0] - 1] += lean
     start = 0
     for head in range(len(self.ends)):
         best = start
@@ -65,6 +68,11 @@ def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
                 best = j
         action[head] = best - start
         start = self.ends[head]
+
+
+@rule(PolicyRule)
+def _policy(self: Any, observation: Any, memory: Any, action: Any) -> None:
+    choose(self, observation, memory, action, 0.0)
 
 
 @dataclass(frozen=True)

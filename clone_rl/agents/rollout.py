@@ -7,15 +7,19 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.budgeted import budgeted, within
 from clone_rl.agents.controller import Controller, RuleController
-from clone_rl.agents.error_budget import ErrorBudget, budgeted, within
+from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
+from clone_rl.envs.randomness import uniform
 from clone_rl.envs.rows import Rows
 from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.envs.shield import Guards
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.errors import BadValueError
+
+_STREAM = 5  # beside those of ``envs.randomness``
 
 
 def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
@@ -27,6 +31,16 @@ def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
 def charged_for(control: Control, controller: Controller, split: str) -> Control:
     """The same scenario with this controller's own overheads and action space, on a split."""
     return control.serving(controller.kind, charged_scenario(control.scenario, controller), split)
+
+
+def stream_order(seed: int, requests: int) -> NDArray[np.int64]:
+    """(R,) which request of a stream comes first, second and so on: drawn, since a trace set has its documents type by type.
+
+    Args:
+        seed: Key of the draws, as of ``run_requests``.
+        requests: How many.
+    """
+    return np.argsort([uniform(seed + i, 0, _STREAM, 0) for i in range(requests)], kind="stable")
 
 
 def run_requests(
@@ -48,9 +62,9 @@ def run_requests(
         documents: (R,) documents of the trace set; each is one request with its own service level and interference.
         seed: Key of the draws; request i has seed + i.
         shield: Overrule what may cost a deadline, see ``clone_rl.envs.shield``, and refuse exits that the limits on quality
-            leave no room for, see ``clone_rl.agents.error_budget``; the requests are one stream, one after another where the
-            controller is compiled, else side by side. An action that is none counts as the top point for the rest of its
-            request.
+            leave no room for, see ``clone_rl.agents.error_budget``; the requests are one stream, one after another in
+            ``stream_order`` where the controller is compiled, else side by side. An action that is none counts as the top
+            point for the rest of its request.
         shield_exits: With ``shield``: exit where a token would be late in any case.
         limits: With ``shield``: on quality; the scenario's if None.
 
@@ -65,9 +79,8 @@ def run_requests(
     guard = Shield.of(own, shield_exits) if shield else None
     budget = ErrorBudget.of(own.traces, limits or own.scenario.limits, controller.probes) if shield else None
     if isinstance(controller, RuleController):
-        return PolicyRunner(own, budgeted(controller, budget, own.points) if budget else controller, guard).run(
-            documents, seed
-        )
+        inner = budgeted(controller, budget, own.points) if budget else controller
+        return PolicyRunner(own, inner, guard).run(documents, seed, stream_order(seed, len(documents)))
     rows = Rows(own.world, len(documents), len(own.heads))
     observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
@@ -77,7 +90,9 @@ def run_requests(
         if guard and budget:
             actions = np.array(actions, np.int64).reshape(len(documents), 1)
             within(budget, own.points, observation, actions, rows.state["done"] == 1)
+            proposed = actions.copy()
             guards.guard(guard, rows, actions)
+            budget.refund(observation, ((proposed == own.points) & (actions != proposed))[:, 0])
         out = rows.step(own.check(actions, len(documents)))
         observation = out.observation
         if out.terminated.all():

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.budgeted import Budgeted
 from clone_rl.agents.controller import RuleController
+from clone_rl.agents.error_budget import refund
 from clone_rl.agents.rule import Loop, decide
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import FIGURES, write_figures
@@ -22,11 +24,12 @@ from clone_rl.errors import BadValueError
 
 @Loop
 def _run(
-    rule: Any, memory: Any, state: Any, missing: Any, pending: Any, world: World, heads: Any, documents: Any, seed: int,
-    observation: Any, action: Any, amounts: Any, figures: Any, shield: Any, failed: Any, overruled: Any,
+    rule: Any, memory: Any, state: Any, missing: Any, pending: Any, world: World, heads: Any, documents: Any, order: Any,
+    seed: int, observation: Any, action: Any, amounts: Any, figures: Any, shield: Any, budget: Any, failed: Any,
+    overruled: Any,
 ) -> int:  # fmt: skip
     s = state[0]
-    for i in range(len(documents)):
+    for i in order:
         begin(s, missing[0], pending[0], world, seed + i, 0, documents[i], observation)
         for j in range(len(memory)):
             memory[j] = 0.0
@@ -40,8 +43,10 @@ def _run(
                 proposed = heads[0] - 2 if failed[i] else action[0]
                 action[0] = guarded(shield, s, missing[0], proposed)
                 overruled[i] += action[0] != proposed
+                if budget is not None and proposed == heads[0] - 1 and action[0] != proposed:
+                    refund(budget, observation)
             elif bad:
-                return i
+                return int(i)
             step_row(s, missing[0], pending[0], world, action, amounts)
             observe(s, missing[0], world, observation)
         write_figures(s, world.prices.reference_j[s.variant], figures[i])
@@ -72,12 +77,14 @@ class PolicyRunner:
         self.guards = Guards.of(0)
         self._rows = Rows(control.world, 1, len(control.heads))
 
-    def run(self, documents: NDArray[np.int64], seed: int) -> NDArray[np.void]:
+    def run(self, documents: NDArray[np.int64], seed: int, order: NDArray[np.int64] | None = None) -> NDArray[np.void]:
         """Figures of each request, in the order of ``documents``.
 
         Args:
             documents: (R,) documents of the trace set.
             seed: Key of the draws; request i has seed + i.
+            order: (R,) which request comes first, second and so on, for a controller that keeps something from one to the
+                next; as they stand if None.
 
         Returns:
             (R,) records of ``clone_rl.envs.figures.FIGURES``.
@@ -88,10 +95,12 @@ class PolicyRunner:
         rows, controller, heads = self._rows, self.controller, self.control.heads
         figures, action = np.zeros(len(documents), FIGURES), np.zeros(len(heads), np.int64)
         observation, amounts = np.zeros(rows.width, np.float32), np.zeros(len(AMOUNTS))
+        order = np.arange(len(documents)) if order is None else order
+        budget = controller.budget if isinstance(controller, Budgeted) else None
         self.guards = Guards.of(len(documents))
         bad = _run(
             controller.rule, controller.memory(1)[0], rows.state, rows.missing, rows.pending, rows.world, heads,
-            documents, seed, observation, action, amounts, figures, self.shield, *self.guards,
+            documents, order, seed, observation, action, amounts, figures, self.shield, budget, *self.guards,
         )  # fmt: skip
         if bad >= 0:
             raise BadValueError(

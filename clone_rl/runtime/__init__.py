@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Decision, LayerCost
-from clone_rl.agents.error_budget import ErrorBudget, budgeted
+from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.runtime.actuator import Actuator, EmulatedActuator
 from clone_rl.runtime.controller import RuntimeController

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.budgeted import Budgeted
 from clone_rl.agents.controller import Controller, Decision, LayerCost
 from clone_rl.agents.lut import load_policy
 from clone_rl.envs.observation import N_OBS
@@ -146,6 +147,7 @@ class RuntimeController:
             self._point,
             self._apply,
             watch,
+            self.controller.budget if isinstance(self.controller, Budgeted) else None,
             waited_s,
             1 if watch else None,
             self.max_decision_s,

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Decision, LayerCost
+from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.errors import BadValueError, DeviceError
 from clone_rl.runtime.asking import NOT_FINITE, Ask
 from clone_rl.runtime.shield import Watch
 
 _log = logging.getLogger("clone_rl.runtime")
+_ALL = np.ones(1, np.bool_)
 
 
 class RuntimeRequest:
@@ -33,6 +35,7 @@ class RuntimeRequest:
         point: Operating point in force.
         apply: Called with the operating point of each decision that is no exit.
         watch: The shield beside it.
+        budget: That its exits are paid from; those that the shield forbids are given back.
         waited_s: Seconds between the request's arrival and its start.
         unobserved: Decisions that may go by without a cost; none is too many if None.
         max_decision_s: Longest time of one decision.
@@ -49,6 +52,7 @@ class RuntimeRequest:
         point: int,
         apply: Callable[[int], None],
         watch: Watch | None = None,
+        budget: ErrorBudget | None = None,
         waited_s: float = 0.0,
         unobserved: int | None = None,
         max_decision_s: float | None = None,
@@ -57,7 +61,7 @@ class RuntimeRequest:
         self.name, self.slo, self._controller = name, slo, controller
         self._seen, self._ask, self._shape = seen, ask, seen.shape
         self._runs, self._exits = decisions
-        self._apply, self._watch = apply, watch
+        self._apply, self._watch, self._budget = apply, watch, budget
         self._guard = watch.guard if watch else None
         self._top, self._point = len(self._runs) - 1, point
         self._unobserved, self._max_decision_s = unobserved, max_decision_s
@@ -140,6 +144,8 @@ class RuntimeRequest:
             action = self._guard(self._clock_s, proposed)
             if action != proposed:
                 self._overruled += 1
+                if proposed > self._top and self._budget is not None:
+                    self._budget.refund(self._seen[None], _ALL)
         self._decided += 1
         self._silent += 1
         if action > self._top:

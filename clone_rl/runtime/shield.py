@@ -11,8 +11,9 @@ from numba import njit, types
 from numba.experimental import structref
 from numpy.typing import ArrayLike, NDArray
 
+from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Controller
-from clone_rl.agents.error_budget import ErrorBudget, budgeted
+from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.envs.compiling import compiled, entry
 from clone_rl.envs.kernel import may_change
 from clone_rl.envs.live import LiveControl

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import RuleController
-from clone_rl.agents.error_budget import SAVED, ErrorBudget, budgeted, exit_costs
+from clone_rl.agents.error_budget import EARNED, SAVED, ErrorBudget, exit_costs
 from clone_rl.agents.heuristics import Chance, Fixed, Pace
 from clone_rl.agents.heuristics.exit_bars import Decoded
-from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import load_control
 from clone_rl.envs.observation import N_OBS, OBSERVATION
@@ -97,7 +97,9 @@ def test_a_controller_that_reads_no_probe_pays_the_mean_of_an_exit(default):
 )
 def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, disagree, dnll):
     budget = ErrorBudget.of(default.traces, Limits(0.01, disagree, dnll))
-    began, limits = budget.balance.copy(), budget.limits
+    began, earned = budget.balance.copy(), budget.earned
+    np.testing.assert_allclose(earned, EARNED * np.array([disagree, dnll]))
+    np.testing.assert_allclose(began, SAVED / 2 * earned)
     wishes = []
 
     class Wishes(Everywhere):
@@ -109,7 +111,7 @@ def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, di
         wishes.append(False)
         before = budget.balance.copy()
         assert controller.act(observed(0)[None])[0, 0] == 2
-        np.testing.assert_allclose(budget.balance, np.minimum(SAVED * limits, before + limits), rtol=1e-12)
+        np.testing.assert_allclose(budget.balance, np.minimum(SAVED * earned, before + earned), rtol=1e-12)
         for layer, (agree, kl, wanted) in enumerate(exits, 1):
             wishes.append(wanted)
             before = budget.balance.copy()
@@ -125,7 +127,7 @@ def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, di
                 break
             assert (budget.balance == before).all()
         assert (budget.balance >= 0.0).all()
-        assert (paid <= began + token * limits + 1e-9).all()
+        assert (paid <= began + token * earned + 1e-9).all()
     assert budget.refused[0] == refused
 
 
@@ -151,9 +153,9 @@ def test_an_adverse_stream_of_requests_holds_tight_limits_as_well(default):
     assert per_token(held, "dnll") <= 0.0065
 
 
-def test_who_spends_less_is_left_alone(default):
+def test_who_spends_less_and_follows_no_balance_is_left_alone(default):
     documents, roomy = default.traces.documents("test")[:40], Limits(1.0, 1.0, 1.0)
-    for controller in (Fixed("performance", POINTS - 1), Pace(POINTS, 0.97, 0.05), Policy.load("default")):
+    for controller in (Fixed("performance", POINTS - 1), Pace(POINTS, 0.97, 0.05)):
         own = run_requests(default, controller, "test", documents, 3, shield=True, limits=roomy)
         budget = ErrorBudget.of(default.traces, roomy, controller.probes)
         within = budgeted(controller, budget, POINTS)
@@ -209,9 +211,9 @@ def test_prefill_and_first_layers_earn_and_never_leave(default, compiled):
     for tokens, phase in enumerate((0.0, 1.0), 1):
         action = controller.act(observed(0, phase=phase)[None])[0, 0]
         assert action != POINTS
-        np.testing.assert_allclose(budget.balance, [0.02 * tokens] * 2)
+        np.testing.assert_allclose(budget.balance, [0.02 * EARNED * tokens] * 2)
     assert controller.act(observed(4, phase=0.0, agree=1.0, kl=-1.0)[None])[0, 0] != POINTS
-    np.testing.assert_allclose(budget.balance, [0.04, 0.04])
+    np.testing.assert_allclose(budget.balance, [0.04 * EARNED] * 2)
 
 
 class FirstLayer(Everywhere):
@@ -239,7 +241,7 @@ def test_an_exit_of_whatever_type_is_paid_for(default, kind):
 
     budget = ErrorBudget.of(default.traces, Limits(0.01, 0.02, 0.02))
     controller, sure = budgeted(Typed(), budget, POINTS), observed(5, agree=0.5)[None]
-    assert controller.act(sure)[0] == POINTS and (budget.balance < SAVED * 0.02).all()
+    assert controller.act(sure)[0] == POINTS and (budget.balance < SAVED / 2 * budget.earned).all()
     budget.balance[:] = 0.0
     assert controller.act(sure)[0] == 3
 

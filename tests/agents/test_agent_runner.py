@@ -10,7 +10,7 @@ import pytest
 from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.agents.policy import Policy
-from clone_rl.agents.rollout import charged_for, run_requests
+from clone_rl.agents.rollout import charged_for, run_requests, stream_order
 from clone_rl.agents.rule import decide, rule
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs import scenarios
@@ -149,6 +149,21 @@ def test_a_runner_can_be_run_again(trace_folder):
     first, second = (runner.run(np.arange(4), seed=3) for _ in range(2))
     assert first.tobytes() == second.tobytes()
     assert runner.run(np.array([], np.int64), seed=3).shape == (0,)
+
+
+def test_requests_are_the_same_in_whatever_order_they_come(trace_folder):
+    control = load_control("layer", traces=trace_folder)
+    runner = PolicyRunner(charged_for(control, Pace(8, 0.9, 0.3), "train"), Pace(8, 0.9, 0.3))
+    assert runner.run(np.arange(4), 3).tobytes() == runner.run(np.arange(4), 3, np.array([2, 0, 3, 1])).tobytes()
+
+
+def test_a_stream_mixes_types_and_is_the_same_again():
+    order = stream_order(7, 200)
+    assert sorted(order) == list(range(200))
+    assert (order == stream_order(7, 200)).all() and (order != stream_order(8, 200)).any()
+    kinds = np.repeat(np.arange(4), 50)[order]  # as a trace set has its documents: type by type
+    assert 0.65 < (np.diff(kinds) != 0).mean() < 0.85
+    assert len(stream_order(7, 0)) == 0
 
 
 def test_decisions_are_counted_as_a_row_counts_them(trace_folder):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clone_rl.agents.controller import LayerCost, RuleController
+from clone_rl.agents.error_budget import EARNED
 from clone_rl.agents.heuristics import Chance, Fixed
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
@@ -512,10 +513,10 @@ def test_a_budget_lasts_over_the_requests_of_a_runtime_controller():
             observation[1] = 0.1
             passed += runtime.decide(observation).exit
         lasts.append(passed)
-    assert lasts[0] >= 2 and lasts[1:] == [0, 0]
+    assert lasts[0] >= 2 and sum(lasts[1:]) <= 1
     assert (budget.balance < budget.cost[0, 0, 0]).any()
-    assert budget.refused[0] == 60 - lasts[0]
-    lacking = max((budget.cost[0, 0, 0] - budget.balance) / 0.01)
+    assert budget.refused[0] == 60 - sum(lasts)
+    lacking = max((budget.cost[0, 0, 0] - budget.balance) / (EARNED * 0.01))
     tokens = 0
     while not runtime.decide(observation).exit:
         observation[1] = 0.0
@@ -529,7 +530,7 @@ def test_limits_hold_where_the_traces_are_of_the_model_that_runs(caplog):
     policy, scenario = Policy.load("default"), control.scenario
     within = within_limits(policy, scenario, control.traces.card["model_sha256"])
     assert within is not policy and within.card == policy.card
-    np.testing.assert_array_equal(within.budget.limits, [scenario.limits.disagree, scenario.limits.dnll])
+    np.testing.assert_allclose(within.budget.earned, [EARNED * scenario.limits.disagree, EARNED * scenario.limits.dnll])
     assert not caplog.records
     assert within_limits(policy, scenario, "0" * 64) is policy
     assert "traces 'default' are of another model" in caplog.text

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import clone_rl.runtime
+from clone_rl.agents.error_budget import EARNED
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import charged_scenario
@@ -539,4 +540,4 @@ def test_a_shield_holds_the_limits_on_quality_of_the_model_whose_traces_there_ar
     for shield in (False, True):
         controller = ControlledDecoding.load("default", model, scenario=scenario, shield=shield).runtime.controller
         assert hasattr(controller, "budget") is shield
-    np.testing.assert_array_equal(controller.budget.limits, [scenario.limits.disagree, scenario.limits.dnll])
+    np.testing.assert_allclose(controller.budget.earned, [EARNED * scenario.limits.disagree, EARNED * scenario.limits.dnll])
