@@ -131,26 +131,25 @@ def test_no_stream_spends_more_than_it_earned_and_began_with(default, tokens, di
     assert budget.refused[0] == refused
 
 
-@pytest.mark.parametrize(("split", "within"), [("train", 1.1), ("test", 1.25)])
+@pytest.mark.parametrize(("split", "within"), [("train", 1.0), ("validation", 1.15), ("test", 1.0)])
 @pytest.mark.parametrize("bar", [None, 0.5, 0.8, 0.9])
 def test_the_limits_hold_whatever_the_controller_does(default, bar, split, within):
-    """To what a few thousand tokens tell; those of the test split were not counted."""
+    """As far as a few thousand tokens tell; what exits cost was not learned from those of the test split."""
     made = Everywhere() if bar is None else Pace(POINTS, bar, 2.0)
     documents = default.traces.documents(split)
     free, held = (run_requests(default, made, split, documents, 0, shield=shield) for shield in (False, True))
     limits, tokens = default.scenario.limits, held["tokens"].sum()
-    allowed = within * (1.0 + SAVED / tokens)
     assert per_token(free, "disagree") > 1.5 * limits.disagree
-    assert per_token(held, "disagree") <= allowed * limits.disagree
-    assert per_token(held, "dnll") <= allowed * limits.dnll
+    assert per_token(held, "disagree") <= within * limits.disagree
+    assert per_token(held, "dnll") <= within * limits.dnll
     assert held["depth"].sum() < 0.7 * default.traces.layers * tokens  # and not by refusing them all
 
 
 def test_an_adverse_stream_of_requests_holds_tight_limits_as_well(default):
     documents, limits = default.traces.documents("test"), Limits(0.01, 0.005, 0.005)
     held = run_requests(default, Pace(POINTS, 0.5, 2.0), "test", documents, 0, shield=True, limits=limits)
-    assert per_token(held, "disagree") <= 0.0065
-    assert per_token(held, "dnll") <= 0.0065
+    assert per_token(held, "disagree") <= 0.0055
+    assert per_token(held, "dnll") <= 0.0055
 
 
 def test_who_spends_less_and_follows_no_balance_is_left_alone(default):
@@ -228,9 +227,8 @@ class FirstLayer(Everywhere):
 def test_a_decision_delay_is_no_way_around_it(made):
     delayed = load_control("layer", "default", "test", decision_delay=1)
     figures = run_requests(delayed, made, "test", delayed.traces.documents("test"), 0, shield=True)
-    allowed = 1.25 * (1.0 + SAVED / figures["tokens"].sum())
-    assert per_token(figures, "disagree") <= allowed * 0.02
-    assert per_token(figures, "dnll") <= allowed * 0.02
+    assert per_token(figures, "disagree") <= 0.02
+    assert per_token(figures, "dnll") <= 0.02
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32, float, int])
