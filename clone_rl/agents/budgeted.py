@@ -147,8 +147,8 @@ def budgeted(controller: Any, budget: ErrorBudget, points: int, lean: float = LE
         controller: Of layer control.
         budget: Of the stream.
         points: Operating points of the chip.
-        lean: Nats on a policy's logit of leaving where all is saved that can be, taken off where nothing is left; 0 has it decide
-            as without a budget.
+        lean: Nats on a policy's logit of leaving where all is saved that can be, taken off where nothing is left; with 0 it
+            decides as without a budget.
 
     Raises:
         BadValueError: The controller decides per token.
