@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.budgeted import budgeted, within
-from clone_rl.agents.controller import Controller, RuleController
+from clone_rl.agents.controller import Actions, Controller, Observations, RuleController
 from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
@@ -41,6 +41,24 @@ def stream_order(seed: int, requests: int) -> NDArray[np.int64]:
         requests: How many.
     """
     return np.argsort([uniform(seed + i, 0, _STREAM, 0) for i in range(requests)], kind="stable")
+
+
+def guard_rows(
+    shield: Shield, guards: Guards, budget: ErrorBudget, rows: Rows, observations: Observations, actions: Actions
+) -> None:
+    """Put what a shield lets pass in the place of actions that their budget let pass; exits that it forbids are given back.
+
+    Args:
+        shield: Of the deadlines.
+        guards: Of the same requests.
+        budget: That the exits were paid from.
+        rows: N requests side by side.
+        observations: (N, width) what the controller saw.
+        actions: (N, 1) changed in place.
+    """
+    proposed, leaving = actions.copy(), shield.head_s.shape[1]
+    guards.guard(shield, rows, actions)
+    budget.refund(observations, ((proposed == leaving) & (actions != proposed))[:, 0])
 
 
 def run_requests(
@@ -90,9 +108,7 @@ def run_requests(
         if guard and budget:
             actions = np.array(actions, np.int64).reshape(len(documents), 1)
             within(budget, own.points, observation, actions, rows.state["done"] == 1)
-            proposed = actions.copy()
-            guards.guard(guard, rows, actions)
-            budget.refund(observation, ((proposed == own.points) & (actions != proposed))[:, 0])
+            guard_rows(guard, guards, budget, rows, observation, actions)
         out = rows.step(own.check(actions, len(documents)))
         observation = out.observation
         if out.terminated.all():

@@ -89,9 +89,8 @@ def _check(options: argparse.Namespace) -> None:
             )
     if options.shield_exits and not options.shield:
         raise BadValueError("--shield-exits without --shield", "add --shield, or leave it out")
-    for name in ("live", "out"):
-        if options.shield and getattr(options, name):
-            raise BadValueError(f"--shield with --{name}", "a shield guards replays whose rows are not kept; leave one out")
+    if options.shield and options.out:
+        raise BadValueError("--shield with --out", "rows under a shield cannot be run again one by one; leave one out")
     if options.oracle_requests < 1:
         raise BadValueError(f"oracle requests is {options.oracle_requests}", "1 or more; --no-oracle measures no regret")
     if options.out:
@@ -124,27 +123,28 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy | LutPolicy)})
     shared: dict[str, Any] = {"seeds": options.seeds, "requests": options.requests}
     ask = partial(run, control, controllers, options.split, options.seed, options.repeats, limits, **shared)
+    shield: dict[str, Any] = {"shield": options.shield, "shield_exits": options.shield_exits, "limits": limits}
+    replay = partial(run_requests, **shield)
     if options.live:
         from clone_rl.cli.live_requests import live_requests
 
         documents = chosen_documents(control, options.split, options.repeats, options.requests)
-        predicted = ask(origin=origin)
+        predicted = ask(origin=origin, run=replay)
         total = len(documents) * options.seeds * len(controllers)
         live = live_requests(options, control, documents)
         with Bar(total=total, desc="live", unit="request", dynamic_ncols=True) as bar:
             live.runner.tick = bar.update
             try:
-                result = ask(origin=Origin(origin.command, origin.policies, live.settings), run=live.runner)
+                result = ask(origin=Origin(origin.command, origin.policies, live.settings), run=partial(live.runner, **shield))
             finally:
                 live.close()
-        found = {**result.as_json(), "mode": "live", "live": live.settings}
+        found = {**result.as_json(), "mode": "live", "shield": options.shield, "live": live.settings}
         found |= {name: beside_replay(getattr(result, name), getattr(predicted, name)) for name in ("rows", "summary")}
         lines = [*result.requests, *predicted.requests]
     else:
         # A bar for people who wait; stderr of programs and of what is quick stays empty.
         bar_of = partial(Bar, desc="oracle", unit="controller", delay=2.0, disable=None, dynamic_ncols=True)
         asked = 0 if options.no_oracle or options.shield else options.oracle_requests
-        replay = partial(run_requests, shield=options.shield, shield_exits=options.shield_exits, limits=limits)
         result = ask(origin=origin, oracle_requests=asked, oracle_progress=bar_of, run=replay)
         found, lines = {**result.as_json(), "mode": "replay", "shield": options.shield}, result.requests
         for note in result.notes:

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Controller, RuleController
-from clone_rl.agents.rollout import charged_for
+from clone_rl.agents.error_budget import ErrorBudget
+from clone_rl.agents.rollout import charged_for, guard_rows, stream_order
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import FIGURES
 from clone_rl.envs.live import LiveControl, LiveRequest
+from clone_rl.envs.scenario import Limits
+from clone_rl.envs.shield import Guards
+from clone_rl.envs.shield_tables import Shield
 from clone_rl.envs.source import TokenSource
 from clone_rl.errors import BadValueError
 
@@ -30,20 +35,45 @@ class LiveRunner:
         self.source, self.numbers, self.tick = source, numbers, tick
 
     def __call__(
-        self, control: Control, controller: Controller, split: str, documents: NDArray[np.int64], seed: int
+        self,
+        control: Control,
+        controller: Controller,
+        split: str,
+        documents: NDArray[np.int64],
+        seed: int,
+        shield: bool = False,
+        shield_exits: bool = False,
+        limits: Limits | None = None,
     ) -> NDArray[np.void]:
         """(R,) records; request i has ``seed + i``, the same service level and interference as on a replay.
 
+        Args:
+            control, controller, split, documents, seed, shield, shield_exits, limits: As of ``rollout.run_requests``; under a
+                shield the requests come in the order of its stream, one after another for every controller.
+
         Raises:
             BadValueError: The controller decides per token, or the source gives skipped layers other keys and values than the
-                scenario charges for.
+                scenario charges for; or, under a shield, the traces have no training documents.
         """
-        return self.run(control, controller, split, documents, seed + np.arange(len(documents)))
+        keys, count = seed + np.arange(len(documents)), len(documents)
+        if not shield:
+            return self.run(control, controller, split, documents, keys)
+        order, figures = stream_order(seed, count), np.zeros(count, FIGURES)
+        budget = ErrorBudget.of(control.traces, limits or control.scenario.limits, controller.probes)
+        figures[order] = self.run(control, controller, split, documents[order], keys[order], budget, shield_exits)
+        return figures
 
     def run(
-        self, control: Control, controller: Controller, split: str, documents: NDArray[np.int64], keys: NDArray[np.int64]
+        self,
+        control: Control,
+        controller: Controller,
+        split: str,
+        documents: NDArray[np.int64],
+        keys: NDArray[np.int64],
+        budget: ErrorBudget | None = None,
+        shield_exits: bool = False,
     ) -> NDArray[np.void]:
-        """(R,) records of requests with keys of their own; see ``__call__``."""
+        """(R,) records of requests with keys of their own, under a shield where they have a budget; see ``__call__``."""
         if controller.kind != "layer":
             raise BadValueError(
                 f"controller {controller.name!r} decides per token", "with the model in the loop one decides per layer"
@@ -55,12 +85,18 @@ class LiveRunner:
         own = charged_for(control, controller, split)
         live = LiveControl(own.scenario, own.emulator, own.emulators)
         figures = np.zeros(len(documents), FIGURES)
+        asked = budgeted(controller, budget, own.points) if budget else controller
         for i, (document, key) in enumerate(zip(documents.tolist(), keys.tolist(), strict=True)):
             request = LiveRequest(live, self.source, self.numbers[document], key)
-            memory = (controller.memory(1),) if isinstance(controller, RuleController) else ()
+            memory = (asked.memory(1),) if isinstance(asked, RuleController) else ()
+            shield, guards = Shield.of(request.control, shield_exits) if budget else None, Guards.of(1)
             while not request.done:
-                action = own.check(controller.act(request.observation[None], *memory), 1)
-                request.step(int(action[0, 0]))
+                observation = request.observation[None]
+                action = asked.act(observation, *memory)
+                if budget and shield:
+                    action = np.array(action, np.int64).reshape(1, 1)
+                    guard_rows(shield, guards, budget, request.rows, observation, action)
+                request.step(int(own.check(action, 1)[0, 0]))
             figures[i] = request.rows.figures()[0]
             figures[i]["document"] = document
             self.tick()

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from clone_rl.agents.error_budget import EARNED, SAVED
+from clone_rl.evaluation.live import LiveRunner
 from clone_rl.evaluation.report import table
 from clone_rl.evaluation.rows import read_rows, write_rows
 
@@ -76,6 +78,8 @@ def test_another_version_and_rounding_are_told_apart(run_cli, trace_folder, here
         (("evaluate", "pace", "--model", "x"), "bad_value", "--model x without --live", "add --live"),
         (("evaluate", "pace", "--responses", "trace"), "bad_value", "--responses trace without --live", "add --live"),
         (("evaluate", "performance", "--oracle-requests", "0"), "bad_value", "oracle requests is 0", "--no-oracle"),
+        (("evaluate", "pace", "--shield", "--out", "rows.csv"), "bad_value", "--shield with --out", "leave one out"),
+        (("evaluate", "pace", "--shield-exits"), "bad_value", "--shield-exits without --shield", "add --shield"),
         (("evaluate", "performance", "--seeds", "0"), "bad_value", "seeds is 0", "at least 1"),
         (("evaluate", "performance", "--requests", "-3"), "bad_value", "requests is -3", "at least 1"),
         (("evaluate", "performance", "--out", "rows.txt"), "bad_value", "rows file rows.txt", ".csv or .json"),
@@ -113,6 +117,19 @@ def test_the_model_answers_and_what_a_replay_predicted_stands_beside_it(run_cli,
     if responses == "own":
         assert all(r["tokens"] <= 4 for r in rows[:2])
         assert run_cli("validate", "rows", "own.json").out == "4 of 4 rows give the same figures again\n"
+
+
+def test_a_shield_guards_the_model_in_the_loop_as_it_does_the_replay(run_cli, monkeypatch):
+    asked = []
+    run = LiveRunner.run
+    monkeypatch.setattr(LiveRunner, "run", lambda *given: asked.append(given[6:]) or run(*given))
+    limits = ("--max-disagree", "0.5", "--max-dnll", "0.5")
+    found = run_cli("evaluate", "default", "--live", "--requests", "2", "--shield", "--shield-exits", *limits, "--json").json
+    assert (found["mode"], found["shield"]) == ("live", True)
+    ((budget, exits),) = asked
+    assert exits and budget.earned.tolist() == [0.5 * EARNED] * 2
+    assert (budget.balance != 0.5 * SAVED * budget.earned).all()
+    assert found["summary"][0]["miss_rate"] == found["summary"][0]["replay"]["miss_rate"] == 0.0
 
 
 def test_prompts_that_are_not_there_and_other_models_are_named(run_cli, here, trace_folder):

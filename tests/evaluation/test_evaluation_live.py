@@ -7,8 +7,10 @@ import pytest
 
 from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import load_control
+from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import PER_TOKEN, blank_trace
 from clone_rl.errors import BadValueError
 from clone_rl.evaluation.live import LiveRunner, beside_replay
@@ -19,12 +21,16 @@ FAST, PACE = Fixed("performance", 7), Pace(8, 0.9, 0.3)
 
 
 class Recorded:
-    """A ``TokenSource`` that plays a trace set back; ``flaw`` is added to what leaving costs in agreement."""
+    """A ``TokenSource`` that plays a trace set back; ``flaw`` is added to what leaving costs in agreement.
+
+    It knows how long a response will be, or else, as a model, how long at most.
+    """
 
     kv = "propagate"
 
-    def __init__(self, traces, flaw=0.0):
+    def __init__(self, traces, flaw=0.0, longest=0):
         self.traces, self.layers, self.probe_dots, self.flaw = traces, traces.layers, traces.probe_dots, flaw
+        self.longest = longest
         self.ended = False
         self.asked = []
 
@@ -35,8 +41,11 @@ class Recorded:
         self.asked.append((document, seed))
         rows = slice(*self.traces.offset[document : document + 2])
         self.left, self.ended = rows.stop - rows.start, False
-        trace = blank_trace(self.layers, int(self.traces.prompt_tokens[document]), self.left)
+        trace = blank_trace(self.layers, int(self.traces.prompt_tokens[document]), max(self.left, self.longest))
         columns = {name: np.array(getattr(self.traces, name)[rows], np.float32) for name in PER_TOKEN}
+        for name, column in columns.items():
+            padding = np.zeros((max(0, self.longest - len(column)), *column.shape[1:]), np.float32)
+            columns[name] = np.concatenate([column, padding])
         columns["agree"] = columns["agree"] * (1 - self.flaw)
         trace.card["expected_tokens"] = float(self.traces.mean_tokens()[self.traces.kind[document]])
         return dataclasses.replace(trace, **columns)
@@ -76,6 +85,36 @@ def test_a_source_that_tells_what_was_recorded_gives_the_figures_of_the_replay(t
             assert live[name].tolist() == replayed[name].tolist(), name
     assert len(ticks) == 2 * len(documents)
     assert runner.source.asked[: len(documents)] == [(int(d), 17 + i) for i, d in enumerate(documents)]
+
+
+class _Called:
+    name, kind, macs, probes = "called", "layer", PACE.macs, True
+
+    def act(self, observations):
+        return PACE.act(observations)
+
+    def describe(self):
+        return {}
+
+
+def test_under_the_shield_a_source_that_tells_what_was_recorded_gives_the_figures_of_the_replay():
+    control = load_control("layer", "bursty", "test")
+    longest, prompts = int(np.diff(control.traces.offset).max()), control.traces.prompt_tokens
+    runner, _ = runner_of(control.traces, longest=longest)
+    every, limits = control.traces.documents("test"), Limits(0.01, 0.01, 0.01)
+    # A replay's shield knows that no recorded context is longer than these.
+    documents = every[prompts[every] + longest <= control.prices.prefill[0]][::25]
+    assert len(documents) > 4
+    for controller in (PACE, Policy.load("bursty")):
+        live = runner(control, controller, "test", documents, 17, shield=True, limits=limits)
+        replayed = run_requests(control, controller, "test", documents, 17, shield=True, limits=limits)
+        for name in live.dtype.names:
+            assert live[name].tolist() == replayed[name].tolist(), name
+        bare = runner(control, controller, "test", documents, 17)
+        assert live["energy_j"].sum() > bare["energy_j"].sum()
+    called, compiled = (runner(control, c, "test", documents, 17, shield=True, limits=limits) for c in (_Called(), PACE))
+    for name in called.dtype.names:
+        assert called[name].tolist() == compiled[name].tolist(), name
 
 
 def test_live_rows_say_so_and_keep_what_answered(test_control):
