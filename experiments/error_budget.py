@@ -3,7 +3,8 @@
     python experiments/error_budget.py --out error_budget.json
 
 Streams of two hundred requests whose documents did not count when exits' costs were learned: the training requests in fifths,
-each with costs from everything else, and the validation requests. Both shields are up. The test requests are not touched.
+each with costs from everything else, and the validation requests. Both parts of the shield are up. The test requests are not
+touched.
 """
 
 from __future__ import annotations

@@ -213,6 +213,7 @@ def leaning(budget: ErrorBudget, observation: Any) -> float:
     agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
     left, cost = 0.0, 0.0
     for k in range(_COSTS):
+        # What costs nothing weighs both alike; a limit of 0 weighs most.
         full, weight = SAVED * budget.earned[k], 1e-4 + budget.cost[exit_, agree, kl, k] / max(budget.earned[k], 1e-9)
         share = 1.0 if full > 0.0 else 0.0
         if budget.balance[k] < full:

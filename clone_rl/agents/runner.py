@@ -40,10 +40,11 @@ def _run(
                 bad = bad or action[head] < 0 or action[head] >= heads[head]
             if shield is not None:
                 failed[i] = failed[i] or bad
-                proposed = heads[0] - 2 if failed[i] else action[0]
+                asked = action[0]
+                proposed = heads[0] - 2 if failed[i] else asked
                 action[0] = guarded(shield, s, missing[0], proposed)
                 overruled[i] += action[0] != proposed
-                if budget is not None and proposed == heads[0] - 1 and action[0] != proposed:
+                if budget is not None and asked == heads[0] - 1 and action[0] != asked:
                     refund(budget, observation)
             elif bad:
                 return int(i)

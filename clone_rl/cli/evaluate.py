@@ -43,8 +43,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--no-oracle", action="store_true", help="do not measure regret")
     parser.add_argument(
         "--shield", action="store_true",
-        help="overrule decisions that may cost a deadline which the top operating point would hold, and exits beyond the "
-        "limits on quality; measures no regret",
+        help="overrule decisions that may cost a deadline which the top operating point would hold; let exits come to what "
+        "the limits on quality allow, no more; measures no regret",
     )  # fmt: skip
     parser.add_argument(
         "--shield-exits", action="store_true", help="with --shield: exit where a token would be late in any case"

@@ -41,7 +41,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--shield",
         action="store_true",
-        help="overrule decisions that may cost a deadline, and exits beyond the limits on quality",
+        help="overrule decisions that may cost a deadline; let exits come to what the limits on quality allow, no more",
     )
     parser.add_argument(
         "--default-slo", default=standard.slo, help="service class of requests that name none (default: the scenario's first)"

@@ -78,8 +78,6 @@ def test_another_version_and_rounding_are_told_apart(run_cli, trace_folder, here
         (("evaluate", "pace", "--model", "x"), "bad_value", "--model x without --live", "add --live"),
         (("evaluate", "pace", "--responses", "trace"), "bad_value", "--responses trace without --live", "add --live"),
         (("evaluate", "performance", "--oracle-requests", "0"), "bad_value", "oracle requests is 0", "--no-oracle"),
-        (("evaluate", "pace", "--shield", "--out", "rows.csv"), "bad_value", "--shield with --out", "leave one out"),
-        (("evaluate", "pace", "--shield-exits"), "bad_value", "--shield-exits without --shield", "add --shield"),
         (("evaluate", "performance", "--seeds", "0"), "bad_value", "seeds is 0", "at least 1"),
         (("evaluate", "performance", "--requests", "-3"), "bad_value", "requests is -3", "at least 1"),
         (("evaluate", "performance", "--out", "rows.txt"), "bad_value", "rows file rows.txt", ".csv or .json"),

@@ -112,6 +112,12 @@ def test_under_the_shield_a_source_that_tells_what_was_recorded_gives_the_figure
             assert live[name].tolist() == replayed[name].tolist(), name
         bare = runner(control, controller, "test", documents, 17)
         assert live["energy_j"].sum() > bare["energy_j"].sum()
+    tight = load_control("layer", "bursty", "test", slack_low=0.5, slack_high=0.5)
+    wanted = [(True, False), (True, True)]
+    live, replayed = ([run(tight, PACE, "test", documents, 17, *how) for how in wanted] for run in (runner, run_requests))
+    for one, other in zip(live, replayed, strict=True):
+        assert one["energy_j"].tolist() == other["energy_j"].tolist()
+    assert live[1]["disagree"].sum() > live[0]["disagree"].sum()
     called, compiled = (runner(control, c, "test", documents, 17, shield=True, limits=limits) for c in (_Called(), PACE))
     for name in called.dtype.names:
         assert called[name].tolist() == compiled[name].tolist(), name

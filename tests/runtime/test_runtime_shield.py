@@ -479,7 +479,7 @@ def test_evaluate_takes_a_shield(capsys):
     assert shielded["summary"][0]["energy_per_token_j"] == bare["summary"][0]["energy_per_token_j"]
 
 
-@pytest.mark.parametrize("options", [("--shield-exits",), ("--shield", "--live"), ("--shield", "--out", "rows.csv")])
+@pytest.mark.parametrize("options", [("--shield-exits",), ("--shield", "--out", "rows.csv")])
 def test_evaluate_refuses_what_a_shield_does_not_go_with(capsys, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, told = evaluated(capsys, *options)
