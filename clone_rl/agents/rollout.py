@@ -98,7 +98,8 @@ def run_requests(
     budget = ErrorBudget.of(own.traces, limits or own.scenario.limits, controller.probes) if shield else None
     if isinstance(controller, RuleController):
         inner = budgeted(controller, budget, own.points) if budget else controller
-        return PolicyRunner(own, inner, guard).run(documents, seed, stream_order(seed, len(documents)))
+        order = stream_order(seed, len(documents)) if shield else None
+        return PolicyRunner(own, inner, guard).run(documents, seed, order)
     rows = Rows(own.world, len(documents), len(own.heads))
     observation = rows.reset(seed + np.arange(len(documents)), np.zeros(len(documents), np.int64), documents)
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
