@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.budgeted import LEAN, budgeted
-from clone_rl.agents.error_budget import EARNED, SAVED, ErrorBudget
+from clone_rl.agents.error_budget import EARNED, ErrorBudget
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import charged_for, stream_order
 from clone_rl.agents.runner import PolicyRunner
@@ -54,8 +54,8 @@ def run(
     """Energy per token, uJ, and disagreement and dNLL as shares of their limits."""
     own, limits = charged_for(control, controller, split), control.scenario.limits
     budget = ErrorBudget.of(known, limits, controller.probes)
-    budget.earned[:] *= share / EARNED
-    budget.balance[:] = 0.5 * SAVED * budget.earned
+    for amount in (budget.earned, budget.balance):
+        amount *= share / EARNED
     runner = PolicyRunner(own, budgeted(controller, budget, own.points, lean), Shield.of(own))
     figures = runner.run(documents, seed, stream_order(seed, len(documents)))
     sums = [float(figures[name].sum() / figures["tokens"].sum()) for name in ("energy_j", "disagree", "dnll")]

@@ -163,11 +163,12 @@ class ErrorBudget(NamedTuple):
 
 
 @inlined
-def _exit(budget: ErrorBudget, observation: Any) -> int:
-    """Which exit a boundary is, from 0; -1 where there is none."""
+def _entry(budget: ErrorBudget, observation: Any) -> Any:
+    """Where ``budget.cost`` has what an exit costs here: ``(exit, agree, kl)``; the exit is -1 where there is none."""
     last = budget.cost.shape[0]
     layer = min(int(np.rint(observation[_LAYER] * (last + 1))), last)
-    return layer - 1 if observation[_PHASE] > 0.0 else -1
+    exit_ = layer - 1 if observation[_PHASE] > 0.0 else -1
+    return exit_, _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
 
 
 @compiled
@@ -178,10 +179,9 @@ def admitted(budget: ErrorBudget, observation: Any, exits: bool) -> bool:
             budget.balance[k] = min(SAVED * budget.earned[k], budget.balance[k] + budget.earned[k])
     if not exits:
         return False
-    exit_ = _exit(budget, observation)
-    passes = exit_ >= 0
+    exit_, agree, kl = _entry(budget, observation)
+    passes = bool(exit_ >= 0)
     if passes:
-        agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
         for k in range(_COSTS):
             passes = passes and budget.cost[exit_, agree, kl, k] <= budget.balance[k]
     if passes:
@@ -195,8 +195,7 @@ def admitted(budget: ErrorBudget, observation: Any, exits: bool) -> bool:
 @compiled
 def refund(budget: ErrorBudget, observation: Any) -> None:
     """Give back what an exit cost that passed here and is not taken after all, since a deadline forbids it."""
-    exit_ = _exit(budget, observation)
-    agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
+    exit_, agree, kl = _entry(budget, observation)
     for k in range(_COSTS):
         budget.balance[k] = min(SAVED * budget.earned[k], budget.balance[k] + budget.cost[exit_, agree, kl, k])
 
@@ -207,10 +206,9 @@ def leaning(budget: ErrorBudget, observation: Any) -> float:
 
     Of what is left of both, each weighs as much as it is of what an exit costs here, counted in what a token earns.
     """
-    exit_ = _exit(budget, observation)
+    exit_, agree, kl = _entry(budget, observation)
     if exit_ < 0:
         return 0.0
-    agree, kl = _bin(observation[_AGREE], _BINS[0]), _bin(observation[_KL], _BINS[1])
     left, cost = 0.0, 0.0
     for k in range(_COSTS):
         # What costs nothing weighs both alike; a limit of 0 weighs most.

@@ -69,6 +69,7 @@ class RuntimeController:
         if max_decision_s is not None and not max_decision_s > 0.0:
             raise BadValueError(f"max_decision_s is {max_decision_s}", "above 0, or None")
         self.controller, self.points, self.shield = controller, points, shield
+        self.budget = controller.budget if isinstance(controller, Budgeted) else None
         self.actuator = actuator or EmulatedActuator(points)
         self.max_decision_s, self._compiled = max_decision_s, compiled
         self._width = N_OBS + len(getattr(controller, "signals", ()))
@@ -147,7 +148,7 @@ class RuntimeController:
             self._point,
             self._apply,
             watch,
-            self.controller.budget if isinstance(self.controller, Budgeted) else None,
+            self.budget,
             waited_s,
             1 if watch else None,
             self.max_decision_s,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from called import Called
 
 from clone_rl.agents.budgeted import LEAN, Budgeted, budgeted
 from clone_rl.agents.error_budget import SAVED, ErrorBudget
@@ -119,21 +120,6 @@ def test_what_a_policy_would_leave_unspent_is_spent(default, policy):
     assert follows["late"].sum() == 0
 
 
-class _Called:
-    """The same decisions, outside compiled code."""
-
-    name, kind, macs, probes = "called", "layer", POINTS, True
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def act(self, observations):
-        return self.inner.act(observations)
-
-    def describe(self):
-        return {}
-
-
 @pytest.mark.parametrize("called", [False, True])
 def test_exits_that_a_deadline_forbids_cost_nothing(called, monkeypatch):
     """Where deadlines are tight, what was spent is what the exits that were taken came to, not twice as much."""
@@ -146,7 +132,7 @@ def test_exits_that_a_deadline_forbids_cost_nothing(called, monkeypatch):
 
     monkeypatch.setattr(ErrorBudget, "of", classmethod(kept))
     pace = Pace(POINTS, 0.9, 2.0)
-    controller = _Called(pace) if called else pace
+    controller = Called(pace) if called else pace
     figures = run_requests(tight, controller, "test", tight.traces.documents("test"), 0, shield=True)
     (budget,) = budgets
     spent = 0.5 * SAVED * budget.earned + figures["tokens"].sum() * budget.earned - budget.balance

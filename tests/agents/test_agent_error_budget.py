@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from called import Called
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,12 +169,8 @@ def test_who_spends_less_and_follows_no_balance_is_left_alone(default):
 def test_compiled_and_called_controllers_are_refused_the_same_exits(default):
     pace = Pace(POINTS, 0.6, 2.0)
 
-    class Called(Everywhere):
-        def act(self, observations):
-            return pace.act(observations)
-
     one, other = (ErrorBudget.of(default.traces, Limits(0.01, 0.02, 0.02)) for _ in range(2))
-    compiled, called = budgeted(pace, one, POINTS), budgeted(Called(), other, POINTS)
+    compiled, called = budgeted(pace, one, POINTS), budgeted(Called(pace), other, POINTS)
     assert isinstance(compiled, RuleController) and not isinstance(called, RuleController)
     rng = np.random.default_rng(0)
     refused = 0

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from called import Called
 
 from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics import Fixed, Pace
@@ -87,16 +88,6 @@ def test_a_source_that_tells_what_was_recorded_gives_the_figures_of_the_replay(t
     assert runner.source.asked[: len(documents)] == [(int(d), 17 + i) for i, d in enumerate(documents)]
 
 
-class _Called:
-    name, kind, macs, probes = "called", "layer", PACE.macs, True
-
-    def act(self, observations):
-        return PACE.act(observations)
-
-    def describe(self):
-        return {}
-
-
 def test_under_the_shield_a_source_that_tells_what_was_recorded_gives_the_figures_of_the_replay():
     control = load_control("layer", "bursty", "test")
     longest, prompts = int(np.diff(control.traces.offset).max()), control.traces.prompt_tokens
@@ -118,7 +109,7 @@ def test_under_the_shield_a_source_that_tells_what_was_recorded_gives_the_figure
     for one, other in zip(live, replayed, strict=True):
         assert one["energy_j"].tolist() == other["energy_j"].tolist()
     assert live[1]["disagree"].sum() > live[0]["disagree"].sum()
-    called, compiled = (runner(control, c, "test", documents, 17, shield=True, limits=limits) for c in (_Called(), PACE))
+    called, compiled = (runner(control, c, "test", documents, 17, shield=True, limits=limits) for c in (Called(PACE), PACE))
     for name in called.dtype.names:
         assert called[name].tolist() == compiled[name].tolist(), name
 

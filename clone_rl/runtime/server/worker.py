@@ -53,7 +53,7 @@ class Worker:
         self._meter = Meter(controller)
         self._mean_wall_s = 0.0
         self.metrics = Metrics(session.lm.shape.layers, lambda: len(self._queue), lambda: self.running)
-        if budget := getattr(getattr(controller, "controller", None), "budget", None):
+        if budget := getattr(controller, "budget", None):
             self.metrics.watch(budget)
         self._thread = threading.Thread(target=self._work, name="clone-rl-generate", daemon=True)
 
