@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def live_session(options: argparse.Namespace, name: str, shielded: bool = False)
     controller = make_controller(name, control)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
-        scenario = replace(scenario, slo=(service_level(scenario, wanted),))
+        service_level(scenario, wanted)  # it has one of this name
 
     # Now that all names are known: this takes seconds.
     from clone_rl.llm.live import LiveSession
@@ -109,13 +109,19 @@ def live_session(options: argparse.Namespace, name: str, shielded: bool = False)
     return session, RuntimeController(controller, control.points, shield=shield)
 
 
+def _level(summary: dict[str, Any]) -> str:
+    """A service level and the targets that held, for people."""
+    ttft_s, tpot_s = summary["targets"]["ttft_s"], summary["targets"]["tpot_s"]
+    return f"{summary['slo']}: TTFT {ttft_s * 1e3:.4g} ms, TPOT {tpot_s * 1e3:.4g} ms"
+
+
 def generation_lines(summary: dict[str, Any]) -> str:
     """The figures of one generation for people."""
     return (
         f"{summary['energy_per_token_j'] * 1e6:.2f} uJ/token, {summary['avg_power_w'] * 1e3:.2f} mW, "
         f"TTFT {summary['ttft_s'] * 1e3:.1f} ms, TPOT {summary['tpot_s'] * 1e3:.3f} ms, "
         f"{summary['deadline_misses']} of {summary['tokens']} tokens late, mean depth {summary['mean_depth']:.2f}, "
-        f"agreement with full depth {summary['agreement']:.1%} ({summary['slo']})"
+        f"agreement with full depth {summary['agreement']:.1%} ({_level(summary)})"
     )
 
 
@@ -136,7 +142,7 @@ def draw(path: Path, generation: Any, session: Any) -> None:
         session.emulator.points["voltage_v"],
         emitted_s,
         due_s,
-        f"{session.emulator.chip.name}, service level {generation.slo}: {summary['energy_per_token_j'] * 1e6:.2f} uJ/token, "
+        f"{session.emulator.chip.name}, {_level(summary)}: {summary['energy_per_token_j'] * 1e6:.2f} uJ/token, "
         f"mean depth {summary['mean_depth']:.2f}, {late}",
     )
 
@@ -157,7 +163,8 @@ def generate(options: argparse.Namespace) -> dict[str, Any]:
             session.lm.encode_prompt(text)
         for number, text in enumerate(texts):
             runtime.begin(text)
-            answer = session.generate(text, runtime, options.max_new_tokens, sampling, options.seed + number)
+            seed, level = options.seed + number, options.slo or None
+            answer = session.generate(text, runtime, options.max_new_tokens, sampling, seed, slo=level)
             results.append({"prompt": text, **answer.summary(), "controller": options.controller})
             if not options.json:
                 print(f"{text}{answer.text}\n  [{generation_lines(results[-1])}]")

@@ -72,7 +72,9 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
         def count(_token: int) -> None:
             progress.update()
 
-        answer = session.generate(options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=count)
+        answer = session.generate(
+            options.prompt, runtime, options.max_new_tokens, seed=options.seed, on_token=count, slo=options.slo
+        )
     summary = answer.summary()
     commands.draw(folder / "response.png", answer, session)
     session.close()

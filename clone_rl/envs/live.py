@@ -212,6 +212,11 @@ class LiveRequest:
         return ledger
 
     @property
+    def targets(self) -> dict[str, float]:
+        """``ttft_s`` and ``tpot_s`` in force, seconds, slack included."""
+        return {"ttft_s": self.slo.ttft_s, "tpot_s": self.slo.tpot_s}
+
+    @property
     def may_exit(self) -> bool:
         """Whether an exit would be taken now."""
         return may_exit(self._state)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class Generation:
         slo: Name of the service level.
         ledger: What ran, as shapes.
         waited_s: How long the request had waited before.
+        targets: ``ttft_s`` and ``tpot_s`` that held, seconds; of a level that was drawn, with the slack that was drawn.
     """
 
     prompt: str
@@ -65,10 +66,11 @@ class Generation:
     slo: str
     ledger: Ledger
     waited_s: float = 0.0
+    targets: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """The text, and ``summarised`` figures."""
-        return {"text": self.text, **summarised(self.figures, self.slo, self.waited_s)}
+        """The text, ``summarised`` figures, and the ``targets`` that held."""
+        return {"text": self.text, **summarised(self.figures, self.slo, self.waited_s), "targets": self.targets}
 
 
 def summarised(figures: Mapping[str, float], slo: str, waited_s: float = 0.0) -> dict[str, Any]:
@@ -204,6 +206,7 @@ class LiveSession:
             slo=request.slo.name,
             ledger=request.ledger,
             waited_s=request.waited_s,
+            targets=request.targets,
         )
 
     def _given(self, prompt: Sequence[int]) -> list[int]:

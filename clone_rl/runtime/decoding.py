@@ -252,7 +252,7 @@ class ControlledDecoding:
         request, figures = self.request, self.request.figures()
         return {
             **summarised(figures, request.slo.name, request.waited_s),
-            "targets": {"ttft_s": request.slo.ttft_s, "tpot_s": request.slo.tpot_s},
+            "targets": request.targets,
             "prompt_tokens": request.prompt_tokens,
             "energy_terms_j": {name.removesuffix("_j"): figures[name] for name in ENERGY_TERMS},
             "controller": self._asked.report(),

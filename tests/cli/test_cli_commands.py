@@ -9,6 +9,7 @@ import pytest
 
 import clone_rl.hw_emulator
 import clone_rl.llm
+from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.trace import load_traces
 from clone_rl.llm.model import load_model
 
@@ -155,6 +156,28 @@ def test_generate_keeps_to_the_service_level_that_was_asked_for(run_cli, level):
     for seed in range(4):
         done = run_cli("generate", "--prompt", "Hi", *QUICK, "--slo", level, "--seed", seed, "--json")
         assert done.json["generations"][0]["slo"] == level
+
+
+def test_a_service_level_by_name_holds_as_it_is_and_is_shown(run_cli, here):
+    titles = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clone_rl.evaluation.figure.draw_response", lambda *arguments: titles.append(arguments[-1]))
+        for seed in range(3):
+            asked = ("generate", "--prompt", "Hi", *QUICK, "--slo", "smart-reply", "--seed", seed, "--picture", "p.png")
+            (answer,) = run_cli(*asked, "--json").json["generations"]
+            assert answer["targets"] == {"ttft_s": 12e-3, "tpot_s": 0.25e-3}
+    assert "(smart-reply: TTFT 12 ms, TPOT 0.25 ms)" in run_cli(*asked).out
+    assert all("smart-reply: TTFT 12 ms, TPOT 0.25 ms" in title for title in titles) and len(titles) == 3
+
+
+def test_what_was_drawn_is_shown_with_its_slack(run_cli):
+    levels = {level.name: level for level in Scenario.load("default").slo}
+    (answer,) = run_cli("generate", "--prompt", "Hi", *QUICK, "--seed", "3", "--json").json["generations"]
+    level, shown = levels[answer["slo"]], answer["targets"]
+    slack = shown["ttft_s"] / level.ttft_s
+    assert 1.0 < slack < 2.0 and slack == pytest.approx(shown["tpot_s"] / level.tpot_s)
+    said = run_cli("generate", "--prompt", "Hi", *QUICK, "--seed", "3").out
+    assert f"({level.name}: TTFT {shown['ttft_s'] * 1e3:.4g} ms, TPOT {shown['tpot_s'] * 1e3:.4g} ms)" in said
 
 
 def test_generate_draws_the_first_response(run_cli, here):

@@ -139,6 +139,7 @@ def test_a_demo_does_the_three_jobs_and_says_what_is_documented(run_cli, here, m
     assert all(set(row) >= CONTROLLER for row in result["controllers"])
     assert set(result["generation"]) >= GENERATION
     assert result["generation"]["energy_per_token_j"] > 0
+    assert result["generation"]["targets"] == {"ttft_s": 12e-3, "tpot_s": 0.25e-3}  # of the class, without a slack
     assert json.loads((folder / "generation.json").read_text())["text"] == result["generation"]["text"]
     assert (folder / "response.png").stat().st_size > 5000
     assert {p.name for p in folder.iterdir()} == {
