@@ -56,7 +56,7 @@ CODE = [(page, n, block) for page in sorted(PAGES) for n, block in enumerate(blo
 
 def is_of_a_user(name):
     """Whether a name in a command is a file, a folder, or stands for something."""
-    return "/" in name or name.isupper() or name.endswith((".toml", ".safetensors", ".json"))
+    return "/" in name or ":" in name or name.isupper() or name.endswith((".toml", ".safetensors", ".json"))
 
 
 def stranger(kind, name):

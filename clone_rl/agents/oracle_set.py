@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.clairvoyant import Plan, Stage, plan, priced, tight_bound
 from clone_rl.agents.controller import Controller, RuleController
+from clone_rl.agents.own import asked
 from clone_rl.agents.request_costs import CostPrices, Costs, Request
 from clone_rl.agents.rollout import charged_for
 from clone_rl.envs.control import Control
@@ -314,7 +315,7 @@ def recorded_depths(
     memory = (controller.memory(len(documents)),) if isinstance(controller, RuleController) else ()
     for _ in range(int(lengths.max()) * own.traces.layers):
         before = rows.state["token"].copy()
-        observation = rows.step(own.check(controller.act(observation, *memory), len(documents))).observation
+        observation = rows.step(asked(controller, own, observation, *memory)).observation
         for row in np.flatnonzero(rows.state["token"] > before):
             depths[row][before[row]] = rows.state["left"][row]
         if (rows.state["done"] == 1).all():

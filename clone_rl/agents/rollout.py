@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.budgeted import budgeted, within
 from clone_rl.agents.controller import Actions, Controller, Observations, RuleController
 from clone_rl.agents.error_budget import ErrorBudget
+from clone_rl.agents.own import asked
 from clone_rl.agents.runner import PolicyRunner
 from clone_rl.envs.control import Control
 from clone_rl.envs.randomness import uniform
@@ -105,12 +106,11 @@ def run_requests(
     longest = int((np.diff(own.traces.offset)[documents]).max()) * own.traces.layers
     guards = Guards.of(len(documents))
     for _ in range(longest):
-        actions = controller.act(observation)
+        actions = asked(controller, own, observation, ranged=guard is None)
         if guard and budget:
-            actions = np.array(actions, np.int64).reshape(len(documents), 1)
             within(budget, own.points, observation, actions, rows.state["done"] == 1)
             guard_rows(guard, guards, budget, rows, observation, actions)
-        out = rows.step(own.check(actions, len(documents)))
+        out = rows.step(actions)
         observation = out.observation
         if out.terminated.all():
             return rows.figures()

@@ -1,13 +1,12 @@
 """Rewards and constraint costs of a user's own, made of what a step amounted to.
 
 The scenario's ``weights`` are the built-in reward, which the kernel computes. Anything else is a callable from the amounts
-of N steps to their terms, and is given to an environment as an object, or by the name ``package.module:name``, which an
-environment's specification can carry as text.
+of N steps to their terms, and is given to an environment as an object, or by the name ``package.module:name`` or
+``file.py:name``, which an environment's specification can carry as text.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from clone_rl.envs.state import AMOUNTS, N_COSTS
 from clone_rl.errors import BadValueError
+from clone_rl.own_code import load_code
 
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """(N, len(AMOUNTS)) amounts to (N, C) constraint costs, C of the user's choice."""
@@ -46,17 +46,14 @@ class Reward(Protocol):
 
 
 def resolve(what: str, given: Any) -> Any:
-    """The callable that was given, or that the text ``package.module:name`` names; a class is called without arguments.
+    """The callable that was given, or that a text names, see ``clone_rl.own_code``; a class is called without arguments.
 
     Raises:
         BadValueError: There is no such thing, or it is not callable.
+        BadFileError: There is no such file.
     """
     if isinstance(given, str):
-        module, _, name = given.partition(":")
-        try:
-            given = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise BadValueError(f"{what} {given!r}: {error}", "write package.module:name") from None
+        given = load_code(what, given)
     if isinstance(given, type):
         given = given()
     if not callable(given):

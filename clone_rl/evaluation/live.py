@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Controller, RuleController
 from clone_rl.agents.error_budget import ErrorBudget
+from clone_rl.agents.own import asked
 from clone_rl.agents.rollout import charged_for, guard_rows, stream_order
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import FIGURES
@@ -85,18 +86,17 @@ class LiveRunner:
         own = charged_for(control, controller, split)
         live = LiveControl(own.scenario, own.emulator, own.emulators)
         figures = np.zeros(len(documents), FIGURES)
-        asked = budgeted(controller, budget, own.points) if budget else controller
+        paying = budgeted(controller, budget, own.points) if budget else controller
         for i, (document, key) in enumerate(zip(documents.tolist(), keys.tolist(), strict=True)):
             request = LiveRequest(live, self.source, self.numbers[document], key)
-            memory = (asked.memory(1),) if isinstance(asked, RuleController) else ()
+            memory = (paying.memory(1),) if isinstance(paying, RuleController) else ()
             shield, guards = Shield.of(request.control, shield_exits) if budget else None, Guards.of(1)
             while not request.done:
                 observation = request.observation[None]
-                action = asked.act(observation, *memory)
+                action = asked(paying, own, observation, *memory, ranged=shield is None)
                 if budget and shield:
-                    action = np.array(action, np.int64).reshape(1, 1)
                     guard_rows(shield, guards, budget, request.rows, observation, action)
-                request.step(int(own.check(action, 1)[0, 0]))
+                request.step(int(action[0, 0]))
             figures[i] = request.rows.figures()[0]
             figures[i]["document"] = document
             self.tick()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.own import accepted
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
@@ -121,7 +122,7 @@ def evaluate(
 
     Args:
         control: The scenario.
-        controllers: Who is judged; names must differ.
+        controllers: Who is judged; names must differ. Anything with ``act`` will do, see ``clone_rl.agents.own.accepted``.
         split: ``train``, ``validation`` or ``test``.
         seed: The first evaluation seed.
         repeats: Draws for each document within one evaluation seed.
@@ -135,9 +136,10 @@ def evaluate(
         run: What runs requests.
 
     Raises:
-        BadValueError: Two controllers have one name, or a number is too small.
+        BadValueError: Something is no controller, two have one name, or a number is too small.
         UnknownNameError: Unknown split.
     """
+    controllers = [accepted(one) for one in controllers]
     check_asked(controllers, 1, repeats=repeats, seeds=seeds, requests=requests)
     check_asked(controllers, 0, seed=seed, oracle_requests=oracle_requests)
     limits, documents = limits or control.scenario.limits, chosen_documents(control, split, repeats, requests)

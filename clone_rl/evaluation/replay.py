@@ -13,6 +13,7 @@ import numpy as np
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import baselines, find_baseline
 from clone_rl.agents.lut import LutPolicy, load_policy
+from clone_rl.agents.own import load_controller
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.tuned import plain_sha256, traces_sha256
@@ -23,6 +24,7 @@ from clone_rl.envs.trace import load_traces
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, PolicyFileError, UnknownNameError
 from clone_rl.evaluation.regret import Clairvoyant
 from clone_rl.evaluation.rows import CLAIRVOYANT, MEASURED, scenario_sha256
+from clone_rl.own_code import code_sha256, names_code
 
 _ALIKE = (
     "scenario", "changes", "scenario_sha256", "chip", "chip_sha256", "traces", "traces_sha256", "split", "mode", "live",
@@ -138,8 +140,10 @@ def controller_of(row: Mapping[str, Any], control: Control, beside: Path, where:
     Raises:
         PolicyFileError: The policy is missing, or is another one.
         UnknownNameError: No baseline and no policy has its name.
-        BadFileError: Its settings are not a baseline's.
+        BadFileError: Its settings are not a baseline's, or the code that it came from is missing or has changed.
     """
+    if names_code(row["policy"]):
+        return _own(row, control, beside, where)
     if row["policy_sha256"]:
         policy = _policy(row["policy"], beside, Limits(row["max_miss"], row["max_disagree"], row["max_dnll"]))
         if policy.sha256 != row["policy_sha256"]:
@@ -154,6 +158,26 @@ def controller_of(row: Mapping[str, Any], control: Control, beside: Path, where:
         found = find_baseline(row["controller"]).make(control, row["settings"])
         found.describe()
         return found
+
+
+def _own(row: Mapping[str, Any], control: Control, beside: Path, where: str) -> Controller:
+    """A controller of the user's own code, which is run only if its file is the one of the row."""
+    source = row["policy"]
+    place, _, name = source.rpartition(":")
+    if place.endswith(".py") and not Path(place).exists() and (beside / Path(place).name).exists():
+        source = f"{beside / Path(place).name}:{name}"
+    try:
+        here = code_sha256("controller", source)
+    except CloneRLError as error:
+        raise BadFileError(
+            f"{where}: {error.message}", "run this where the rows were written, or put the file beside them"
+        ) from None
+    if not here or here != row["policy_sha256"]:
+        raise BadFileError(
+            f"{where} was made with other code than {source!r} is now",
+            f"sha256 {row['policy_sha256'][:12]}, here {here[:12] or 'no file'}; give the one that it was made with",
+        )
+    return load_controller(source, control)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.lut import LutPolicy
+from clone_rl.agents.own import OwnController
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.tuned import plain_sha256, traces_sha256
 from clone_rl.envs.control import Control
@@ -47,8 +48,8 @@ IDENTITY = {
     "mode": str,  # replay or live
     "live": dict,  # model and sampling of a live row
     "controller": str,
-    "policy": str,  # name or path; empty for baselines
-    "policy_sha256": str,
+    "policy": str,  # name, path, or module:class of one's own code; empty for baselines
+    "policy_sha256": str,  # of its file
     "settings": dict,
     "max_miss": float,
     "max_disagree": float,
@@ -123,7 +124,7 @@ def request_rows(
         regret: What the oracle found of some of them.
     """
     scenario, kinds = control.scenario, control.traces.kinds
-    policy = isinstance(controller, Policy | LutPolicy)
+    policy, sha256 = _source(controller, origin)
     shared = {
         "rows_version": VERSION,
         "clone_rl": __version__,
@@ -139,8 +140,8 @@ def request_rows(
         "mode": "live" if origin.live else "replay",
         "live": dict(origin.live),
         "controller": controller.name,
-        "policy": origin.policies.get(controller.name, controller.name) if policy else "",
-        "policy_sha256": controller.sha256 if isinstance(controller, Policy | LutPolicy) else "",
+        "policy": policy,
+        "policy_sha256": sha256,
         "settings": controller.describe(),
         "max_miss": float(limits.miss),
         "max_disagree": float(limits.disagree),
@@ -159,6 +160,15 @@ def request_rows(
         solved = (value if math.isfinite(value) else None for value in known.get(i, [math.inf] * len(CLAIRVOYANT)))
         rows.append({**shared, **own, **as_dict(record), **dict(zip(CLAIRVOYANT, solved, strict=True))})
     return rows
+
+
+def _source(controller: Controller, origin: Origin) -> tuple[str, str]:
+    """Where a controller comes from and the hash of its file; both empty for baselines, and for bare objects."""
+    if isinstance(controller, OwnController):
+        return controller.source, controller.sha256
+    if isinstance(controller, Policy | LutPolicy):
+        return origin.policies.get(controller.name, controller.name), controller.sha256
+    return "", ""
 
 
 def records(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.void]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.own import accepted
 from clone_rl.agents.rollout import run_requests
 from clone_rl.envs.control import Control
 from clone_rl.envs.randomise import constants
@@ -99,9 +100,10 @@ def unseen(
         ``condition``, ``shield``, ``over_first`` (energy over the first controller's, minus 1) and ``over_first_ci``.
 
     Raises:
-        BadValueError: No controllers, two of one name, or one that decides per token; or a number is too small.
+        BadValueError: None or no controllers, two of one name, or one that decides per token; or a number is too small.
         UnknownNameError: Unknown split.
     """
+    controllers = [accepted(one) for one in controllers]
     names = [controller.name for controller in controllers]
     if not names:
         raise BadValueError("controllers (none)", "give one at least")

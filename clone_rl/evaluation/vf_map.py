@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import RuleController
+from clone_rl.agents.own import asked
 from clone_rl.agents.rollout import charged_for
 from clone_rl.envs.rows import Rows
 from clone_rl.evaluation.regret import spread
@@ -59,7 +60,7 @@ def vf_map(group: Group, most: int = MOST_REQUESTS) -> VfMap | None:
     counts = np.zeros((points + 1, layers))
     while not (rows.state["done"] == 1).all():
         token, layer, done = (rows.state[name].copy() for name in ("token", "layer", "done"))
-        observation = rows.step(own.check(controller.act(observation, *memory), len(chosen))).observation
+        observation = rows.step(asked(controller, own, observation, *memory)).observation
         decoded = (done == 0) & (token > 0)
         left = decoded & (rows.state["token"] > token) & (rows.state["left"] < layers)
         ran = decoded & ~left

@@ -88,7 +88,10 @@ def _ask_batch(controller: Controller, width: int) -> tuple[NDArray[np.float32],
     def ask() -> int:
         if not np.isfinite(seen).all():
             return NOT_FINITE
-        value = np.asarray(controller.act(row)).reshape(-1)[0]
+        found = np.asarray(controller.act(row))
+        if found.size != 1:
+            raise BadValueError(f"act returned actions of shape {found.shape}", "one integer for one observation")
+        value = found.item()
         if int(value) != value:
             raise BadValueError(f"action {value}", "an integer")
         return int(value)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.budgeted import Budgeted
 from clone_rl.agents.controller import Controller, Decision, LayerCost
 from clone_rl.agents.lut import load_policy
+from clone_rl.agents.own import accepted
 from clone_rl.envs.observation import N_OBS
 from clone_rl.envs.scenario import Limits, ServiceLevel
 from clone_rl.envs.shield_tables import Shield
@@ -28,7 +29,7 @@ class RuntimeController:
     that the calling thread began last, so that one controller serves several threads.
 
     Args:
-        controller: Who decides: a policy or a baseline, of layer control.
+        controller: Who decides: a policy, a baseline or anything with ``act``, see ``clone_rl.agents.own``; of layer control.
         points: Operating points of the chip.
         actuator: What is set to a decision's point where it changes; an emulated one if None. Where it fails, the request goes
             on and the next decision tries again.
@@ -38,7 +39,7 @@ class RuntimeController:
         compiled: Run the controller as machine code; else NumPy computes a policy, which takes longer and compiles nothing.
 
     Raises:
-        BadValueError: The controller decides per token, not per layer; the shield is of another chip; or a number is wrong.
+        BadValueError: It is no controller, or one that decides per token; the shield is of another chip; or a number is wrong.
 
     >>> import numpy as np
     >>> from clone_rl.agents.heuristics import Fixed
@@ -60,6 +61,7 @@ class RuntimeController:
         max_decision_s: float | None = None,
         compiled: bool = True,
     ) -> None:
+        controller = accepted(controller)
         if controller.kind != "layer":
             raise BadValueError(
                 f"controller {controller.name!r} decides per token", "a runtime loop asks per layer: use a LayerControl policy"

@@ -20,6 +20,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.lut import LutPolicy, load_policy
+from clone_rl.agents.own import accepted
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
 from clone_rl.agents.rollout import charged_scenario
 from clone_rl.envs.live import LiveControl, LiveRequest, service_level
@@ -104,6 +105,7 @@ class ControlledDecoding:
         measure: bool = False,
         shield: bool = False,
     ) -> None:
+        controller = accepted(controller)
         probe = host.probe if controller.probes else None
         if controller.probes and probe is None:
             raise BadValueError(

@@ -129,7 +129,7 @@ def test_an_interrupted_training_keeps_its_checkpoint_and_can_be_finished(run_cl
 @pytest.mark.slow
 def test_a_demo_does_the_three_jobs_and_says_what_is_documented(run_cli, here, monkeypatch):
     # Tuning and cloning on the shipped traces take most of the time and have tests of their own.
-    monkeypatch.setattr("clone_rl.cli.controllers.QUICK_TRIALS", 1)
+    monkeypatch.setattr("clone_rl.agents.registry.QUICK_TRIALS", 1)
     monkeypatch.setattr("clone_rl.agents.ppo._CLONE_STEPS", 20)
     result = run_cli("demo", "--steps", "8192", "--runs", "runs", "--max-new-tokens", "12", "--json").json
     assert set(result) == {"run_dir", "controllers", "generation"}
