@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class CloneRLError(Exception):
@@ -12,6 +13,7 @@ class CloneRLError(Exception):
     Args:
         message: What is wrong, naming the offending value and, where there is one, the file.
         hint: What the user can do about it; empty when there is nothing to add.
+        in_code: What besides a program can do, in arguments that the command line does not have and so does not show.
 
     Attributes:
         kind: Stable machine-readable name of the error class, as printed by ``--json``.
@@ -19,13 +21,25 @@ class CloneRLError(Exception):
 
     kind = "error"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", in_code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.in_code = in_code
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        remedy = "; ".join(part for part in (self.hint, self.in_code) if part)
+        return f"{self.message} ({remedy})" if remedy else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses have arguments of their own; what came out of them is what another process gets.
+        return _again, (type(self), vars(self))
+
+
+def _again(kind: type[CloneRLError], state: dict[str, Any]) -> CloneRLError:
+    error = kind.__new__(kind, state["message"])
+    vars(error).update(state)
+    return error
 
 
 class UnknownNameError(CloneRLError):

@@ -86,7 +86,7 @@ def exit_costs(traces: TraceSet, probes: bool = True) -> NDArray[np.float64]:
     if not len(known):
         raise BadValueError(
             f"{traces.source} has no train or validation documents",
-            "exits' costs are learned there: record with --split train",
+            "exits' costs are learned there: clone-rl record --prompt-file FILE --split train",
         )
     tokens = traces.decoded(known)
     shown, outcome = (column[tokens] for column in traces.packed)

@@ -39,7 +39,8 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     lm.encode_prompt(options.prompt)
     if options.max_new_tokens < 1:
         raise BadValueError(f"max_new_tokens is {options.max_new_tokens}", "at least 1")
-    create_run(folder, {"train": asdict(config), "prompt": options.prompt, "max_new_tokens": options.max_new_tokens})
+    asked = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens}
+    create_run(folder, {"train": asdict(config), **asked}, "choose another --name")
     _say(f"1. model: {lm.card['parameters'] / 1e6:.1f} M parameters, {lm.shape.layers} layers, {lm.card['weights']}")
 
     control = load_control("layer", config.scenario, "test")

@@ -65,7 +65,7 @@ def live_requests(options: Any, control: Control, documents: NDArray[np.int64]) 
     if lm.sha256 != card["model_sha256"]:
         raise BadValueError(
             f"model {lm.name!r} is not the one that traces {control.scenario.traces!r} were recorded from",
-            f"sha256 {lm.sha256[:12]}, not {str(card['model_sha256'])[:12]}; give it with --model",
+            f"sha256 {lm.sha256[:12]}, not {str(card['model_sha256'])[:12]}; give it: clone-rl evaluate --live --model",
         )
     most = options.max_new_tokens or int(card["max_new_tokens"])
     sampling = Sampling(**card["sampling"])
@@ -118,7 +118,7 @@ def _found(
         raise BadFileError(
             f"{len(missing)} of {len(wanted)} prompts of traces {control.scenario.traces!r} are not in "
             f"{prompt_file or 'the shipped prompts'}",
-            "give the file that they were recorded from with --prompt-file; windows of text cannot be found again",
+            "give the file that they were recorded from: clone-rl evaluate --live --prompt-file FILE; text has none",
         )
     return [known[keys[d]] for d in wanted]
 

@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
+from clone_rl.cli.parser import Parser
 from clone_rl.cli.text import plain
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError, MissingExtraError
 from clone_rl.interrupt import install_again
@@ -22,21 +24,11 @@ _STORY = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, so that bad usage is reported like any other error; options are written out."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})
-
-    def error(self, message: str) -> NoReturn:
-        raise BadValueError(message, f"see {self.prog} --help")
-
-
 def _seed(text: str) -> int:
-    seed = int(text)
-    if not 0 <= seed < 2**31:
-        raise BadValueError(f"seed is {text}", f"0 or more, at most {2**31 - 1}")
-    return seed
+    with suppress(ValueError):
+        if 0 <= (seed := int(text)) < 2**31:
+            return seed
+    raise BadValueError(f"seed is {text}", f"a whole number: 0 or more, at most {2**31 - 1}")
 
 
 def _add_scenario(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +65,9 @@ def _build() -> argparse.ArgumentParser:
     from clone_rl.cli.demo import demo as demonstrate
     from clone_rl.cli.options import add_command, add_fields
 
-    parser = _Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
+    parser = Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
     parser.add_argument("--version", action="version", version=f"clone-rl {__version__}")
-    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = partial(add_command, subcommands)
 

@@ -41,7 +41,7 @@ def _places(run: Path, out: str) -> tuple[Path | None, Path]:
 
     if not run.exists():
         raise BadFileError(
-            f"no such run folder or rows file: {run}", "give a folder of clone-rl train, or a file of evaluate --out"
+            f"no such run folder or rows file: {run}", "give a folder of clone-rl train, or a file of clone-rl evaluate --out"
         )
     if run.is_dir():
         rows, folder = next((p for p in (run / "rows.csv", run / "rows.json") if p.exists()), None), run / "report"

@@ -25,8 +25,8 @@ def write_json(path: Path, content: Any) -> None:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def create_run(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Make a new run folder with ``config.json`` and ``command.txt``.
+def create_run(folder: Path, config: Mapping[str, Any], remedy: str = "choose another --name, or --resume it") -> Path:
+    """Make a new run folder with ``config.json`` and ``command.txt``; ``remedy`` is for one that is there already.
 
     Raises:
         RunExistsError: It is there already.
@@ -34,7 +34,7 @@ def create_run(folder: Path, config: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise RunExistsError(f"run folder {folder} exists", "choose another --name, or --resume it") from None
+        raise RunExistsError(f"run folder {folder} exists", remedy) from None
     except OSError as error:
         raise BadFileError(f"cannot create {folder}: {error}") from None
     write_json(folder / "config.json", {"version": __version__, **config})

@@ -169,7 +169,10 @@ class TraceSet:
             raise UnknownNameError("split", split, SPLITS)
         found = np.flatnonzero(self.split == SPLITS.index(split))
         if len(found) == 0:
-            raise BadValueError(f"{self.source} has no {split} documents", "record prompts with --split " + split)
+            raise BadValueError(
+                f"{self.source} has no {split} documents",
+                f"record prompts: clone-rl record --prompt-file FILE --split {split}",
+            )
         return found
 
     def decoded(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:

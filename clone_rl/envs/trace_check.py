@@ -341,7 +341,7 @@ _RULES = (
     _Rule("split", f"0 to {len(SPLITS) - 1}", _between("split", 0, lambda _: len(SPLITS) - 1), _DAMAGED),
     _Rule("kind", "one of the card's", _between("kind", 0, lambda parts: len(parts.card["kinds"]) - 1), _DAMAGED),
     _Rule("sampled", "0 or 1", _between("sampled", 0, lambda _: 1), _DAMAGED),
-    _Rule("finite", "every number of every token", _finite, "record the set again with the model in another --precision"),
+    _Rule("finite", "every number of every token", _finite, "another precision helps: clone-rl record --precision"),
     _Rule("signal", "a probability from 0 to 1, and a KL of 0 or more", _signal, "fit the probe again with clone-rl probe"),
     _Rule("agree", "0 or 1", lambda parts: _first(parts, "agree", lambda x: (x != 0) & (x != 1)), _AGAIN),
     _Rule("kl", "0 or more", lambda parts: _first(parts, "kl", lambda x: x < -_NOISE), _AGAIN),

@@ -127,7 +127,8 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
     if any(folder.glob("pytorch_model*.bin*")):
         raise BadFileError(
             f"{folder} holds its weights as pickle, which is never loaded unasked",
-            "convert it with save_pretrained(..., safe_serialization=True), or pass allow_pickle=True where you trust it",
+            "convert it to safetensors",
+            "save_pretrained(..., safe_serialization=True) does that; allow_pickle=True reads it where you trust it",
         )
     raise BadFileError(f"{folder} is not a model folder: no model.safetensors", "nor model.safetensors.index.json")
 
