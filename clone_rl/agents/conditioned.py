@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
-from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.agents.constraints import Multiplier
@@ -18,6 +17,7 @@ from clone_rl.agents.ppo import VALUE_ONLY, Training, aimed_at
 from clone_rl.agents.sb3 import Sb3VecEnv
 from clone_rl.agents.warm_start import demonstrations
 from clone_rl.bars import Bar
+from clone_rl.code_cache import kept
 from clone_rl.envs.randomness import uniform
 from clone_rl.envs.state import DISAGREE, ENERGY, KL, LATE
 
@@ -28,7 +28,7 @@ _STREAM = 4  # beside those of ``envs.randomness``
 _PRICED = (("miss", LATE), ("disagree", DISAGREE), ("dnll", KL))
 
 
-@njit(cache=True)
+@kept
 def _draws(seeds: Any, episodes: Any, out: Any) -> None:
     for i in range(len(out)):
         out[i] = 2.0 * uniform(seeds[i], episodes[i], _STREAM, 0) - 1.0

@@ -76,12 +76,7 @@ class Loop:
 
     def __call__(self, rule: Any, *args: Any) -> Any:
         """Run it."""
-        if ships(rule):
-            try:
-                return self._kept(rule, *args)
-            except (AttributeError, ImportError):
-                pass  # another version kept code there, of a class that has since moved
-        return self._made(rule, *args)
+        return (self._kept if ships(rule) else self._made)(rule, *args)
 
 
 @Loop

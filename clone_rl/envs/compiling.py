@@ -9,20 +9,22 @@ from typing import Any, TypeVar, cast
 from numba import njit
 from numba.core import event
 
+from clone_rl.code_cache import kept
+
 _LOG = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
 
 
 def compiled(function: F, cache: bool = True) -> F:
     """Compile without reference counts, which would be nine tenths of a step: what it runs neither keeps nor makes arrays."""
-    return cast(F, njit(**{**_OPTIONS, "cache": cache})(function))
+    return kept(function, **_OPTIONS) if cache else cast(F, njit(**_OPTIONS)(function))
 
 
 def inlined(function: F) -> F:
     """The same, into its callers: a call puts every array of the world on the stack, which takes longer than most callees."""
-    return cast(F, njit(forceinline=True, **_OPTIONS)(function))
+    return kept(function, forceinline=True, **_OPTIONS)
 
 
 def entry(function: Any, *signature: Any) -> Callable[..., Any]:

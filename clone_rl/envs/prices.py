@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from clone_rl.code_cache import kept
 from clone_rl.hw_emulator.cost import switch_parts, work_cost
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE, Emulator
 
@@ -69,7 +69,7 @@ class Prices(NamedTuple):
     reference_j: NDArray[np.float64]
 
 
-@njit(cache=True)
+@kept
 def undisturbed(chip: Any, point: Any, work: Any, rows: float, context: float, causal: bool) -> Any:
     """A price: ``(latency_s, energy_j, heat_j)``; arguments as in ``cost.work_cost``."""
     cost = work_cost(chip, point, work, rows, context, causal, chip.leakage_reference_c, 1.0)
@@ -77,7 +77,7 @@ def undisturbed(chip: Any, point: Any, work: Any, rows: float, context: float, c
     return cost[0], joules, joules - chip.dram_elsewhere * cost[6]
 
 
-@njit(cache=True)
+@kept
 def _fill_prices(chip: Any, points: Any, work: Any, rows: Any, contexts: Any, causal: bool, out: Any) -> None:
     for j in range(len(contexts)):
         for k in range(len(points)):

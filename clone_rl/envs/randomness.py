@@ -7,8 +7,8 @@ bit for bit, and every controller meets the same requests and the same interfere
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from clone_rl.code_cache import kept
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.workload import is_count
 
@@ -31,7 +31,7 @@ def check_seed(seed: object, rows: int = 1) -> int:
     return int(seed)  # type: ignore[call-overload,no-any-return]
 
 
-@njit(cache=True)
+@kept
 def _mix(x: np.uint64) -> np.uint64:
     # Finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,7 +39,7 @@ def _mix(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True)
+@kept
 def uniform(seed: int, episode: int, stream: int, index: int) -> float:
     """A number in [0, 1) with 53 random bits."""
     golden = np.uint64(0x9E3779B97F4A7C15)

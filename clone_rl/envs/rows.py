@@ -7,10 +7,11 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, typeof, types
+from numba import typeof, types
 from numba.experimental import structref
 from numpy.typing import NDArray
 
+from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import compiled, entry, inlined
 from clone_rl.envs.figures import FIGURES, KPIS, write_figures, write_kpis
 from clone_rl.envs.kernel import World, hold, layer_step, reset, token_step
@@ -164,12 +165,12 @@ def _write_all(state: Any, reference_j: Any, figures: Any, kpis: Any) -> None:
 # What a machine holds is taken apart here, once a call.
 
 
-@njit(cache=True)
+@kept
 def _reset_rows(machine: Any, seeds: Any, episodes: Any, documents: Any, chosen: Any, out: Any) -> None:
     _reset_all(machine.state, machine.missing, machine.pending, machine.world, seeds, episodes, documents, chosen, out)
 
 
-@njit(cache=True)
+@kept
 def _step_rows(
     machine: Any, actions: Any, limit: int, autoreset: bool, observation: Any, reward: Any, ends: Any, amounts: Any
 ) -> int:
@@ -179,7 +180,7 @@ def _step_rows(
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kept
 def _step_one(machine: Any, action: int, observation: Any, amounts: Any) -> Any:
     reward = _step_first(machine.state, machine.missing, machine.world, action, observation, amounts)
     return reward, machine.state[0].done == 1

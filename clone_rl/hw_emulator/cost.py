@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from clone_rl.code_cache import kept
 
 CHIP = np.dtype(
     [
@@ -97,7 +98,7 @@ WORK = np.dtype(
 """One schedulable piece of work: a decoder layer, the head, a probe. Zero where a term does not apply."""
 
 
-@njit(cache=True)
+@kept
 def attended(tokens: float, window: float) -> float:
     """Positions that the first ``tokens`` tokens of a text attend to: sum of min(i, window) for i = 1 .. tokens."""
     if tokens <= window:
@@ -105,7 +106,7 @@ def attended(tokens: float, window: float) -> float:
     return 0.5 * window * (window + 1.0) + (tokens - window) * window
 
 
-@njit(cache=True)
+@kept
 def positions(chip: Any, work: Any, rows: float, context: float, causal: bool) -> Any:
     """Attention of a piece of work: ``(scores, cached positions read, those of them that lie in DRAM)``."""
     if not causal:
@@ -119,7 +120,7 @@ def positions(chip: Any, work: Any, rows: float, context: float, causal: bool) -
     return scores, read, read * (scores - held) / scores
 
 
-@njit(cache=True)
+@kept
 def work_parts(chip: Any, work: Any, rows: float, context: float, causal: bool) -> Any:
     """What does not depend on the operating point.
 
@@ -156,7 +157,7 @@ def work_parts(chip: Any, work: Any, rows: float, context: float, causal: bool) 
     return scores, cycles, serial, sram, dram_read, written, dram_s
 
 
-@njit(cache=True)
+@kept
 def latency_of(chip: Any, work: Any, frequency_hz: float, parts: Any) -> float:
     """Seconds of a piece of work whose ``work_parts`` are known, when nothing else disturbs it.
 
@@ -176,13 +177,13 @@ def latency_of(chip: Any, work: Any, frequency_hz: float, parts: Any) -> float:
     return float(body_s + serial / frequency_hz)
 
 
-@njit(cache=True)
+@kept
 def work_latency(chip: Any, point: Any, work: Any, rows: float, context: float, causal: bool) -> float:
     """Seconds of a piece of work when nothing else disturbs it; arguments as in ``work_cost``."""
     return float(latency_of(chip, work, point.frequency_hz, work_parts(chip, work, rows, context, causal)))
 
 
-@njit(cache=True)
+@kept
 def work_cost(
     chip: Any, point: Any, work: Any, rows: float, context: float, causal: bool, celsius: float, slowdown: float
 ) -> Any:
@@ -218,7 +219,7 @@ def work_cost(
     )
 
 
-@njit(cache=True)
+@kept
 def _decay(x: float) -> float:
     """exp(-x); a layer is much shorter than the time constants, and six terms of the series are exact there, and faster."""
     if abs(x) < 1.0 / 128.0:
@@ -226,25 +227,25 @@ def _decay(x: float) -> float:
     return math.exp(-x)
 
 
-@njit(cache=True)
+@kept
 def leakage_growth(chip: Any, celsius: float) -> float:
     """Factor on leakage at a die temperature, relative to the reference temperature."""
     return math.exp(chip.leakage_per_kelvin * (celsius - chip.leakage_reference_c))
 
 
-@njit(cache=True)
+@kept
 def leakage_ratio(chip: Any, kelvin: float) -> float:
     """What a change of temperature multiplies leakage with."""
     return _decay(-chip.leakage_per_kelvin * kelvin)
 
 
-@njit(cache=True)
+@kept
 def switch_stall(chip: Any, old: Any, new: Any) -> float:
     """Seconds that a change of operating point stalls the chip: the relock, and on the way up the voltage's ramp."""
     return float(chip.relock_s + max(0.0, new.voltage_v - old.voltage_v) * chip.slew_s_per_v)
 
 
-@njit(cache=True)
+@kept
 def switch_parts(chip: Any, old: Any, new: Any) -> Any:
     """A change of operating point without its leakage: ``(stall_s, energy_j, leakage_w at the reference temperature)``.
 
@@ -255,7 +256,7 @@ def switch_parts(chip: Any, old: Any, new: Any) -> Any:
     return stall_s, charge_j + stall_s * chip.dram_waiting_w, min(old.leakage_w, new.leakage_w)
 
 
-@njit(cache=True)
+@kept
 def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
     """Cost of a change of operating point: ``(stall_s, energy_j)``.
 
@@ -265,19 +266,19 @@ def switch_cost(chip: Any, old: Any, new: Any, celsius: float) -> Any:
     return stall_s, energy_j + stall_s * leakage_w * leakage_growth(chip, celsius)
 
 
-@njit(cache=True)
+@kept
 def idle_power(chip: Any, celsius: float) -> float:
     """Power between requests (W): weights retained in SRAM at its retention voltage, logic gated, DRAM in self-refresh."""
     return float(chip.idle_w * leakage_growth(chip, celsius) + chip.idle_dram_w)
 
 
-@njit(cache=True)
+@kept
 def idle_heat(chip: Any, celsius: float) -> float:
     """The part of ``idle_power`` that warms the die."""
     return float(idle_power(chip, celsius) - chip.dram_elsewhere * chip.idle_dram_w)
 
 
-@njit(cache=True)
+@kept
 def warm(chip: Any, die_c: float, package_c: float, power_w: float, seconds: float) -> Any:
     """Temperatures of die and package after ``seconds`` at constant power: ``(die_c, package_c)``.
 
@@ -290,7 +291,7 @@ def warm(chip: Any, die_c: float, package_c: float, power_w: float, seconds: flo
     return package + above, package
 
 
-@njit(cache=True)
+@kept
 def highest_allowed(chip: Any, top: int, celsius: float) -> int:
     """Highest operating point that thermal throttling allows: all below ``throttle_c``, only the lowest at ``limit_c``."""
     if celsius <= chip.throttle_c:
@@ -299,7 +300,7 @@ def highest_allowed(chip: Any, top: int, celsius: float) -> int:
     return int(max(0, top - math.ceil(share * top)))
 
 
-@njit(cache=True)
+@kept
 def cost_table(
     chip: Any, points: Any, work: Any, rows: float, contexts: Any, causal: bool, celsius: float, slowdown: float, out: Any
 ) -> None:

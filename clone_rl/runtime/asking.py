@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clone_rl.agents.controller import Controller, RuleController
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import decide, ships
+from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import entry
 from clone_rl.errors import BadValueError
 
@@ -53,7 +54,7 @@ def _decided(question: Any) -> int:
     return int(question.action[0])
 
 
-_kept, _made = njit(cache=True)(_decided), njit(_decided)
+_kept, _made = kept(_decided), njit(_decided)
 
 
 def _ask_rule(controller: RuleController, width: int) -> tuple[NDArray[np.float32], Ask]:

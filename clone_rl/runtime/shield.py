@@ -7,13 +7,14 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.experimental import structref
 from numpy.typing import ArrayLike, NDArray
 
 from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.error_budget import ErrorBudget
+from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import compiled, entry
 from clone_rl.envs.kernel import may_change
 from clone_rl.envs.live import LiveControl
@@ -236,7 +237,7 @@ def _watched(shield: Shield, s: Any, missing: Any, clock_s: float, proposed: int
     return action
 
 
-@njit(cache=True)
+@kept
 def _watch(watch: Any, clock_s: float, proposed: int) -> int:
     return _watched(watch.shield, watch.state[0], watch.missing, clock_s, proposed)
 

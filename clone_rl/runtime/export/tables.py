@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from clone_rl.agents.lut import LEVELS, GridRule, TreeRule
+from clone_rl.code_cache import kept
 
 _STRIDE = 4  # levels between two edges that a grid may have
 _SEEN = 32  # observations on either side of a comparison of a tree, at least
 _LEAST = 1e-9  # gains below are rounding
 
 
-@njit(cache=True)
+@kept
 def _gain(low: Any, total: Any) -> float:
     """By how much a cut lowers impurity that leaves ``low`` of ``total``, counts by action, on one side."""
     left, left_squares, right, right_squares, squares = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -33,7 +33,7 @@ def _gain(low: Any, total: Any) -> float:
     return left_squares / left + right_squares / right - squares / (left + right)
 
 
-@njit(cache=True)
+@kept
 def _best_split(levels: Any, actions: Any, rows: Any, choices: int) -> Any:
     """The cut of some rows that lowers impurity most: ``(scalar, threshold, gain)``; no gain where there is none."""
     total = np.zeros(choices)
@@ -96,7 +96,7 @@ def fit_tree(levels: NDArray[np.uint8], actions: NDArray[np.int64], choices: int
     return TreeRule(*(np.array(part, np.int64) for part in parts))
 
 
-@njit(cache=True)
+@kept
 def _edge_gains(levels: Any, actions: Any, cells: Any, count: int, choices: int, scalar: int) -> Any:
     """By how much an edge at each place of a scalar would lower the impurity of a grid."""
     places = (LEVELS + 1) // _STRIDE
