@@ -75,6 +75,11 @@ def made_for(control: Control) -> dict[str, str]:
     }
 
 
+def _shown(value: Any) -> str:
+    """A setting for people: data by its name."""
+    return f"{value.get('name')!r} (other content)" if isinstance(value, dict) else repr(value)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -109,7 +114,7 @@ def read_checkpoint(folder: Path, config: dict[str, Any], made: dict[str, str]) 
     before = state["config"]
     different = [name for name in config if name != "steps" and config[name] != before.get(name)]
     if different or set(config) != set(before):
-        named = ", ".join(f"{name} was {before.get(name)!r} and is {config[name]!r}" for name in different)
+        named = ", ".join(f"{name} was {_shown(before.get(name))} and is {_shown(config[name])}" for name in different)
         raise BadFileError(f"{path} was made with another configuration: {named}", "resume with the run's own config.json")
     if changed := [name for name, value in made.items() if state["made_for"].get(name) != value]:
         raise BadFileError(

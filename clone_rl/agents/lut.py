@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import RuleController
+from clone_rl.agents.origin import trained_scale
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import rule
 from clone_rl.agents.weights import Weights, packed, read_card, write_weights
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.scenario import Limits, TargetScale
 from clone_rl.errors import PolicyFileError
 from clone_rl.hw_emulator.asic import POLICY_INPUTS
 
@@ -155,6 +156,11 @@ class LutPolicy(RuleController):
     def heads(self) -> tuple[int, ...]:
         """Choices of the one action component."""
         return (self.actions,)
+
+    @cached_property
+    def scale(self) -> TargetScale | None:
+        """As of ``Policy``."""
+        return trained_scale(self.card)
 
     @property
     def shape(self) -> str:

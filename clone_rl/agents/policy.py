@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.agents.controller import Observations, RuleController
+from clone_rl.agents.origin import trained_scale
 from clone_rl.agents.rule import rule
 from clone_rl.agents.weights import Weights, packed, write_weights
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.scenario import Limits, TargetScale
 from clone_rl.errors import PolicyFileError, UnknownNameError
 
 FORMAT = 1
@@ -82,7 +83,7 @@ class Policy(RuleController):
     Attributes:
         layers: (weight (out, in), bias (out,)) float32, from the observation to the logits.
         heads: Choices of each action component; they add up to the logits.
-        card: Where it comes from: ``env_id``, ``scenario``, ``chip``, ``command``, ``metrics`` and so on.
+        card: Where it comes from: ``env_id``, ``trained_in`` (the scenario), ``scale``, ``command`` and so on.
         name: Shown in results.
         signals: Scalars that it reads behind the standard ones, see ``clone_rl.envs.signals.EXTRA_SIGNALS``.
 
@@ -112,6 +113,11 @@ class Policy(RuleController):
     def inputs(self) -> tuple[str, ...]:
         """Names of what it reads."""
         return (*OBSERVATION, *self.signals)
+
+    @cached_property
+    def scale(self) -> TargetScale | None:
+        """Targets that it was trained to observe as 1; None where its card does not tell."""
+        return trained_scale(self.card)
 
     @property
     def kind(self) -> str:

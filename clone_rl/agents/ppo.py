@@ -20,6 +20,7 @@ from clone_rl.agents.checkpoint import learner_state, made_for, read_checkpoint,
 from clone_rl.agents.constraints import Multiplier
 from clone_rl.agents.foresight import Foresight, ForesightPolicy
 from clone_rl.agents.judge import Judge
+from clone_rl.agents.origin import origin_of
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.risk import expected_outcome
 from clone_rl.agents.sb3 import Sb3VecEnv
@@ -153,9 +154,9 @@ class Training:
         self.env = getattr(vector_envs, f"{stem}VectorEnv")(
             num_envs=config.envs, scenario=config.scenario, split="train", policy_macs=_macs(config, stem), **config.changes
         )
-        scenario = self.env.control.scenario
-        self.config = config = config.resolved(scenario)
-        self.limits = limits = config.limits(scenario)
+        self.scenario = config.load()
+        self.config = config = config.resolved(self.scenario)
+        self.limits = limits = config.limits(self.scenario)
         self.multipliers = self._priced()
         self._judge = Judge(self.env.control, limits, config.seed)
         self.env.set_outcome(expected_outcome(self.env.control))
@@ -252,7 +253,7 @@ class Training:
         model.set_logger(board(folder, done + 1 if done else None))
         if not done:
             exclude = ("stdout", "log", "json", "csv")
-            model.logger.record("hyperparameters", hyperparameters(asdict(config), self._settings()), exclude)
+            model.logger.record("hyperparameters", hyperparameters(config.shown(), self._settings()), exclude)
         for name, value in self._unwritten.items():
             model.logger.record(name, value)
         self.apply_multipliers()
@@ -339,12 +340,13 @@ class Training:
         return {
             "name": name,
             "env_id": self.config.env_id,
-            "scenario": control.scenario.name,
-            "chip": control.scenario.chip,
+            "scenario": self.scenario.name,
+            "chip": self.scenario.chip_name,
+            **origin_of(self.scenario),
             "traces_sha256": control.traces.card.get("sha256", ""),
             "model_sha256": control.traces.card.get("model_sha256", ""),
             "limits": asdict(self.limits),
-            "config": asdict(self.config),
+            "config": self.config.shown(),
             "decisions": int(self.model.num_timesteps),
         }
 

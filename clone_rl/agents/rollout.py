@@ -24,9 +24,13 @@ _STREAM = 5  # beside those of ``envs.randomness``
 
 
 def charged_scenario(scenario: Scenario, controller: Controller) -> Scenario:
-    """The same scenario with this controller's own overheads, and the signals that it was made for, if it says."""
+    """The same scenario with this controller's own overheads, and with the signals and the scale that it was made for.
+
+    Every loop that runs a controller observes through this: the same request looks the same to it in all of them.
+    """
     signals = getattr(controller, "signals", scenario.signals)
-    return replace(scenario, policy_macs=controller.macs, probe=controller.probes, signals=signals)
+    scale = getattr(controller, "scale", None) or scenario.scale
+    return replace(scenario, policy_macs=controller.macs, probe=controller.probes, signals=signals, scale=scale)
 
 
 def charged_for(control: Control, controller: Controller, split: str) -> Control:

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from clone_rl.envs import check_env_id
-from clone_rl.envs.scenario import Limits, Scenario
+from clone_rl.envs.scenario import Limits, Scenario, absolute, as_table, scenario_names
+from clone_rl.envs.trace import trace_names
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.chip import chip_names, load_chip
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class TrainConfig:
 
     Attributes:
         env_id: Environment: clone_rl/LayerControl-v0 or clone_rl/TokenControl-v0.
-        scenario: Scenario, a shipped name or a TOML file.
-        chip: Chip, a shipped name or a TOML file; empty takes the scenario's.
+        scenario: Scenario, a shipped name or a TOML file; plain data from a program.
+        chip: Chip, a shipped name or a TOML file; plain data from a program; empty takes the scenario's.
         traces: Trace set, a shipped name or a folder; empty takes the scenario's.
         steps: Decisions to train for (rounded up to whole rollouts).
         seed: Seed of everything random.
@@ -36,8 +38,8 @@ class TrainConfig:
     """
 
     env_id: str = "clone_rl/LayerControl-v0"
-    scenario: str = "default"
-    chip: str = ""
+    scenario: str | dict[str, Any] = "default"
+    chip: str | dict[str, Any] = ""
     traces: str = ""
     steps: int = 1_000_000
     seed: int = 0
@@ -75,10 +77,31 @@ class TrainConfig:
         """What training has to hold in a scenario."""
         return scenario.limits.but(self.max_miss, self.max_disagree, self.max_dnll)
 
-    def resolved(self, scenario: Scenario) -> Self:
-        """The same with the scenario's limits written out: what a run keeps, whatever becomes of the scenario's file."""
+    def load(self) -> Scenario:
+        """The scenario, with the chip and the traces that are asked for."""
+        return Scenario.load(self.scenario, **self.changes)
+
+    def resolved(self, scenario: Scenario | None = None) -> Self:
+        """The same with limits written out, and the content in the place of files: what a run keeps, whatever becomes of them.
+
+        Args:
+            scenario: As ``load`` gives it, where that was done.
+
+        Raises:
+            CloneRLError: As ``Scenario.load``.
+        """
+        scenario = scenario or self.load()
         limits = self.limits(scenario)
-        return replace(self, max_miss=limits.miss, max_disagree=limits.disagree, max_dnll=limits.dnll)
+        kept: dict[str, Any] = {"traces": absolute(self.traces, trace_names())}
+        if isinstance(self.scenario, str) and self.scenario not in scenario_names():
+            kept["scenario"] = Scenario.load(self.scenario).self_contained().as_dict()
+        if isinstance(self.chip, str) and self.chip not in ("", *chip_names()):
+            kept["chip"] = as_table(load_chip(self.chip))
+        return replace(self, max_miss=limits.miss, max_disagree=limits.disagree, max_dnll=limits.dnll, **kept)
+
+    def shown(self) -> dict[str, Any]:
+        """Its fields for people: names in the place of content."""
+        return {name: value.get("name") if isinstance(value, dict) else value for name, value in asdict(self).items()}
 
     @property
     def changes(self) -> dict[str, Any]:

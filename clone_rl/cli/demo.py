@@ -50,7 +50,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     if traces.card["model_sha256"] != lm.sha256:
         _say("   note: they were recorded from another version of the model")
 
-    _say(f"3. train: {config.steps:,} layer decisions on {control.scenario.chip}")
+    _say(f"3. train: {config.steps:,} layer decisions on {control.scenario.chip_name}")
     policy = commands.run_training(folder, config, resume=False)
 
     _say("4. evaluate: held-out prompts, the same requests for every controller")

@@ -115,7 +115,7 @@ def reset(s: Any, missing: Any, world: World, seed: int, episode: int, document:
     s.stretch = s.slowdown if s.busy else 1.0
     s.slo, s.ttft_s, s.tpot_s = slo, world.slo[slo, 0] * slack, world.slo[slo, 1] * slack
     s.first_s, s.last_s, s.due_s = 0.0, 0.0, s.ttft_s
-    s.ttft_shown, s.tpot_shown = s.ttft_s / rules.max_ttft_s, s.tpot_s / rules.max_tpot_s
+    s.ttft_shown, s.tpot_shown = min(1.0, s.ttft_s / rules.max_ttft_s), min(1.0, s.tpot_s / rules.max_tpot_s)
     s.length_shown = min(1.0, world.length[document] / rules.max_length)
     s.sure, s.sure_before, s.kl_shown = 0.0, 0.0, 1.0
     s.energy_j = s.layer_j = s.head_j = s.kv_fill_j = s.probe_j = s.policy_j = s.switch_j = s.idle_j = 0.0

@@ -21,7 +21,7 @@ OBSERVATION = (
     "busy",  # a co-runner is active
     "context",  # tokens in the cache / longest context
     "tokens",  # tokens emitted / 128
-    "ttft",  # target / longest target of the scenario
+    "ttft",  # target / the scale's: the longest of the scenario that a controller was made for
     "tpot",
     "headroom",  # (throttle temperature - die) / 100 K
     "length",  # predicted response length / 128

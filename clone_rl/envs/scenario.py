@@ -6,12 +6,15 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 from clone_rl.envs.randomise import Randomise
 from clone_rl.envs.signals import EXTRA_SIGNALS
+from clone_rl.envs.trace import trace_names
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
-from clone_rl.hw_emulator.chip import Asic, Chip, check_chip, load_chip
+from clone_rl.hw_emulator.chip import Asic, Chip, check_chip, chip_names, load_chip, parse_chip
+from clone_rl.hw_emulator.families import shape_names
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.switching import mechanism
 from clone_rl.hw_emulator.voltage import REGULATORS
@@ -47,6 +50,21 @@ class ServiceLevel:
 
     def __post_init__(self) -> None:
         _positive(**{f"{self.name}: ttft_s": self.ttft_s, f"{self.name}: tpot_s": self.tpot_s})
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """The targets that are observed as 1: a unit, which has to be that of a controller's training wherever it decides.
+
+    Raises:
+        BadValueError: A target is not finite and above 0.
+    """
+
+    ttft_s: float
+    tpot_s: float
+
+    def __post_init__(self) -> None:
+        _positive(**{"scale: ttft_s": self.ttft_s, "scale: tpot_s": self.tpot_s})
 
 
 @dataclass(frozen=True)
@@ -126,8 +144,8 @@ class Scenario:
 
     Attributes:
         name: Shown in results.
-        chip: Name of a shipped chip, or a path to a chip file.
-        traces: Name of a shipped trace set, or a folder.
+        chip: Name of a shipped chip, a path to a chip file, or a ``Chip``, which plain data has as a table.
+        traces: Name of a shipped trace set, or a folder. Files that a scenario file names are looked for beside it first.
         slo: Classes that requests are drawn from, uniformly.
         model: The model that the chip runs, a shape's name or a ``config.json``; empty: the one that the traces were recorded
             from. Another one than that is refused.
@@ -150,6 +168,9 @@ class Scenario:
             trace's, recorded with exact keys and values.
         signals: Extra scalars of the observation, of ``signals.EXTRA_SIGNALS``, in this order after the standard ones.
         randomise: What differs from episode to episode.
+        scale: Targets that are observed as 1, longer ones too; None takes the longest that can be drawn. It stays when classes
+            are replaced: a target looks the same beside whatever others. A policy brings its own, see
+            ``clone_rl.agents.rollout.charged_scenario``.
 
     Raises:
         BadValueError: Values are out of range or do not go together.
@@ -157,7 +178,7 @@ class Scenario:
     """
 
     name: str
-    chip: str
+    chip: str | Chip
     traces: str
     slo: tuple[ServiceLevel, ...]
     model: str = ""
@@ -178,6 +199,7 @@ class Scenario:
     kv: str = "propagate"
     signals: tuple[str, ...] = ()
     randomise: Randomise = field(default_factory=Randomise)
+    scale: TargetScale = None  # type: ignore[assignment]  # never None once made
 
     def __post_init__(self) -> None:
         if self.switching:
@@ -205,7 +227,13 @@ class Scenario:
             raise BadValueError(f"slack from {self.slack_low} to {self.slack_high}", "0 < slack_low <= slack_high, finite")
         if self.interference.slowdown * self.randomise.slowdown[0] < 1:
             raise BadValueError(f"a slowdown of {self.interference.slowdown} times {self.randomise.slowdown[0]}", "at least 1")
+        if self.scale is None:
+            object.__setattr__(self, "scale", self._longest_targets())
         self.load_chip()
+
+    def _longest_targets(self) -> TargetScale:
+        most = self.slack_high * self.randomise.targets[1]
+        return TargetScale(max(c.ttft_s for c in self.slo) * most, max(c.tpot_s for c in self.slo) * most)
 
     @classmethod
     def load(cls, name: str | Mapping[str, Any] | Scenario = "default", /, **changes: Any) -> Self:
@@ -224,17 +252,26 @@ class Scenario:
         2.0
         """
         if isinstance(name, str):
-            table = load_toml("scenario", name, "clone_rl.envs", "scenarios")
+            table = _beside(load_toml("scenario", name, "clone_rl.envs", "scenarios"), name)
         else:
             table = dict(name) if isinstance(name, Mapping) else name.as_dict()
             name = str(table.get("name", "without a name"))
+        own = dict(table)
         for key, value in changes.items():
             if key not in cls.__dataclass_fields__:
                 raise UnknownNameError("scenario field", key, cls.__dataclass_fields__)
-            value = _plain(value)
+            value = as_table(value)
             before = table.get(key)
-            table[key] = {**before, **value} if isinstance(value, Mapping) and isinstance(before, Mapping) else value
-        return cls.parse(table, f"scenario {name}" if changes else name)
+            in_part = isinstance(value, Mapping) and isinstance(before, Mapping) and key != "chip"
+            table[key] = dict(before or {}, **value) if in_part else value
+        found = cls.parse(table, f"scenario {name}" if changes else name)
+        if "slo" not in own or "scale" in table or not _TARGETS & changes.keys():
+            return found
+        # Its own targets keep the scale that they are known by; longer ones stretch it.
+        rest = {key: value for key, value in table.items() if key not in _TARGETS}
+        known = cls.parse(rest | {key: own[key] for key in _TARGETS & own.keys()}, name).scale
+        ttft_s, tpot_s = max(known.ttft_s, found.scale.ttft_s), max(known.tpot_s, found.scale.tpot_s)
+        return replace(found, scale=TargetScale(ttft_s, tpot_s))
 
     @classmethod
     def parse(cls, table: Mapping[str, Any], source: str) -> Self:
@@ -250,7 +287,7 @@ class Scenario:
         """
         table = dict(table)
         for key, section, zero in _SECTIONS:
-            if key in table:
+            if key in table and not (key == "scale" and table[key] is None):
                 table[key] = read_table(section, table[key], f"{source}: [{key}]", zero)
         classes = table.get("slo", [])
         if isinstance(classes, str | Mapping) or not isinstance(classes, Sequence):
@@ -260,11 +297,26 @@ class Scenario:
             value = table.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise BadFileError(f"{source}: {key} is {value!r}", f"write {wanted}")
+        if isinstance(table.get("chip"), Mapping):
+            table["chip"] = parse_chip(dict(table["chip"]), f"{source}: [chip]")
+        elif not isinstance(table.get("chip", ""), str | Chip):
+            raise BadFileError(f"{source}: chip is {table['chip']!r}", "write a name, a path or a table")
         return read_table(cls, table, source, {"decision_delay", "policy_macs"})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as a TOML file would have it: what ``parse`` takes."""
-        return {key: value for key, value in _plain(self).items() if value is not None}
+        own = self.scale == self._longest_targets()
+        return {key: value for key, value in as_table(self).items() if value is not None and not (own and key == "scale")}
+
+    @property
+    def chip_name(self) -> str:
+        """What the chip is called: as it was named, or by its own name."""
+        return self.chip if isinstance(self.chip, str) else self.chip.name
+
+    def self_contained(self) -> Self:
+        """The same for whoever has none of its files: the content of a chip file, and absolute paths of traces and model."""
+        chip = self.chip if isinstance(self.chip, Chip) or self.chip in chip_names() else load_chip(self.chip)
+        return replace(self, chip=chip, traces=absolute(self.traces, trace_names()), model=absolute(self.model, shape_names()))
 
     def load_chip(self) -> Chip:
         """The chip, with the scenario's regulator and ambient temperature.
@@ -273,7 +325,7 @@ class Scenario:
             BadValueError: A regulator is asked of a board, or the ambient temperature is not below that of throttling.
             UnknownNameError, BadFileError: As ``hw_emulator.load_chip``.
         """
-        chip = load_chip(self.chip)
+        chip = load_chip(self.chip) if isinstance(self.chip, str) else self.chip
         if self.regulator:
             if self.regulator not in REGULATORS:
                 raise UnknownNameError("regulator", self.regulator, REGULATORS)
@@ -295,18 +347,38 @@ _SECTIONS: tuple[tuple[str, type[Any], set[str]], ...] = (
     ("weights", Weights, {"late", "disagree", "kl"}),
     ("limits", Limits, {"miss", "disagree", "dnll"}),
     ("randomise", Randomise, {"seed"}),
+    ("scale", TargetScale, set()),
 )
 
 
-def _plain(value: Any) -> Any:
-    """Objects of this module as tables and lists; everything else as it is."""
+_TARGETS = {"slo", "slack_low", "slack_high", "randomise", "interference"}
+"""Fields that the longest targets follow from, with what has to go together with them."""
+
+
+def _beside(table: dict[str, Any], file: str) -> dict[str, Any]:
+    """A scenario's table with the files that it names where they lie: beside it, or as they are."""
+    known = {"chip": chip_names(), "traces": trace_names(), "model": shape_names()}
+    for key, names in known.items():
+        value = table.get(key)
+        if isinstance(value, str) and value and value not in names and (there := Path(file).parent / value).exists():
+            table[key] = str(there)
+    return table
+
+
+def absolute(name: str, known: Sequence[str]) -> str:
+    """A path from wherever one stands; a name as it is."""
+    return str(Path(name).resolve()) if name and name not in known and Path(name).exists() else name
+
+
+def as_table(value: Any) -> Any:
+    """Scenarios, chips and their parts as tables and lists, as a TOML file would have them; everything else as it is."""
     if is_dataclass(value) and not isinstance(value, type):
-        table = {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+        table = {part.name: as_table(getattr(value, part.name)) for part in fields(value)}
         return {name: each for name, each in table.items() if each is not None}
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: as_table(each) for name, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
+        return [as_table(each) for each in value]
     return value
 
 

@@ -182,7 +182,7 @@ class LayerControlEnv(_ReplayEnv):
     ### Observation space
     ``Box(-1, 1, (16,), float32)``: ``clone_rl.envs.observation.OBSERVATION`` names the scalars; the scenario's ``signals``
     add one each (``clone_rl.envs.signals.EXTRA_SIGNALS``). All bounds are physical constants; no statistics need to be
-    carried along.
+    carried along. Targets are shares of the scenario's ``scale``, which stays when ``slo`` is replaced.
 
     ### Reward
     Minus the energy of the step over that of one full-depth token at the top point, minus the scenario's weights times

@@ -114,7 +114,6 @@ def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.vo
     """(1,) record of ``RULES``."""
     other, ranges = scenario.interference, scenario.randomise
     idle_s, busy_s = other.mean_idle_s, other.mean_busy_s
-    longest = scenario.slack_high * ranges.targets[1]
     rules = np.zeros(1, RULES)
     for name, value in {
         "layers": workload.layers,
@@ -139,8 +138,8 @@ def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.vo
         "late": scenario.weights.late,
         "disagree": scenario.weights.disagree,
         "kl": scenario.weights.kl,
-        "max_ttft_s": max(c.ttft_s for c in scenario.slo) * longest,
-        "max_tpot_s": max(c.tpot_s for c in scenario.slo) * longest,
+        "max_ttft_s": scenario.scale.ttft_s,
+        "max_tpot_s": scenario.scale.tpot_s,
         "max_length": _MAX_LENGTH,
         "layer_share": 1.0 / workload.layers,
         "point_share": 1.0 / (points - 1),

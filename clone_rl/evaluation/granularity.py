@@ -136,7 +136,7 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """For files and people."""
         scenario = self.scenario
-        return f"{Path(scenario.chip).stem}-{scenario.granularity}-{scenario.switching.replace(' ', '')}"
+        return f"{Path(scenario.chip_name).stem}-{scenario.granularity}-{scenario.switching.replace(' ', '')}"
 
     def key(self, stage: str) -> str:
         """Hash of everything that the results of a stage depend on: ``search``, ``oracles`` or ``policy``."""
@@ -162,7 +162,7 @@ class Cell(NamedTuple):
     def row(self, controller: str, role: str) -> dict[str, Any]:
         """What every row begins with."""
         return {
-            "chip": self.scenario.chip,
+            "chip": self.scenario.chip_name,
             "granularity": self.scenario.granularity,
             "switch_s": self.switch_s,
             "controller": controller,
@@ -312,10 +312,10 @@ def choices(found: Sequence[Cell], known: Mapping[str, Any]) -> dict[str, Choice
         for one in known[cell.key("search")]:
             entry = {"controller": one["controller"], "settings": one["settings"]}
             at = {**entry, "found_at": [cell.scenario.granularity, cell.switch_s]}
-            pools.setdefault(cell.scenario.chip, {}).setdefault(json.dumps(entry, sort_keys=True), at)
+            pools.setdefault(cell.scenario.chip_name, {}).setdefault(json.dumps(entry, sort_keys=True), at)
     made = []
     for cell in found:
-        pool = list(pools[cell.scenario.chip].values())
+        pool = list(pools[cell.scenario.chip_name].values())
         made.append(Choice(cell, known[cell.key("search")], pool, known[cell.key("oracles")][0]))
     return {one.key: one for one in made}
 
@@ -355,7 +355,7 @@ def train_cell(task: tuple[Cell, dict[str, Any]], folder: Path | None) -> list[d
     with TemporaryDirectory() as scratch:
         place = (folder or Path(scratch)) / "policies" / f"{cell.name}-{cell.key('policy')}"
         place.mkdir(parents=True, exist_ok=True)
-        file = write_scenario(place / "scenario.toml", _absolute(cell.scenario))
+        file = write_scenario(place / "scenario.toml", cell.scenario.self_contained())
         config = TrainConfig(scenario=str(file), steps=cell.study.ppo_steps, seed=cell.study.seed)
         try:
             policy = train(config, place, resume=True)
@@ -364,15 +364,6 @@ def train_cell(task: tuple[Cell, dict[str, Any]], folder: Path | None) -> list[d
     control = cell.control()
     row = _judged(cell, control, replace(policy, name="ppo"), "policy", oracle.get("energy_j"))
     return [_with_bound({**row, "ppo_steps": cell.study.ppo_steps}, oracle)]
-
-
-def _absolute(scenario: Scenario) -> Scenario:
-    """The same wherever its file lies: names of shipped things stay, paths become absolute."""
-
-    def found(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).exists() or name.endswith(".toml") else name
-
-    return replace(scenario, chip=found(scenario.chip), traces=found(scenario.traces))
 
 
 def describe_chips(controls: Sequence[Control]) -> list[dict[str, Any]]:
@@ -386,7 +377,7 @@ def describe_chips(controls: Sequence[Control]) -> list[dict[str, Any]]:
         most_whole, mean_whole = mixing_gain(seconds, joules, layers)
         found.append(
             {
-                "chip": scenario.chip,
+                "chip": scenario.chip_name,
                 "voltage_v": [point.voltage_v for point in control.emulator.chip.operating_points],
                 "token_s": seconds.tolist(),
                 "token_beyond_idle_j": joules.tolist(),
@@ -431,7 +422,7 @@ def run_study(
         for cell in every:
             path = folder / "scenarios" / f"{cell.name}.toml"
             if not path.exists():
-                write_scenario(path, _absolute(cell.scenario), f"cell {cell.name} of a study of granularity")
+                write_scenario(path, cell.scenario.self_contained(), f"cell {cell.name} of a study of granularity")
     stages = (("search", search_cell), ("oracles", oracle_cell))
     for stage, job in stages:
         _work(stage, {cell.key(stage): cell for cell in every}, job, journal, jobs, progress)

@@ -96,7 +96,7 @@ def scenario_of(row: Mapping[str, Any], where: str) -> Scenario:
     elif "slo" not in table:
         raise UnknownNameError("scenario", row["scenario"], scenario_names())
     scenario = Scenario.parse({name: value for name, value in table.items() if value is not None}, f"{where}: scenario")
-    if (scenario.chip, scenario.traces) != (row["chip"], row["traces"]):
+    if (scenario.chip_name, scenario.traces) != (row["chip"], row["traces"]):
         raise BadFileError(f"{where}: chip or traces are not those of its scenario", "the file was altered; evaluate again")
     if scenario_sha256(scenario) != row["scenario_sha256"]:
         raise BadFileError(
@@ -122,7 +122,7 @@ def control_of(row: Mapping[str, Any], where: str) -> Control:
     control = Control.of("layer", scenario, traces, row["split"])
     if (here := plain_sha256(asdict(control.emulator.chip))) != row["chip_sha256"]:
         raise BadFileError(
-            f"{where} was made with another chip than {scenario.chip!r} is",
+            f"{where} was made with another chip than {scenario.chip_name!r} is",
             f"sha256 {row['chip_sha256'][:12]}, here {here[:12]}; evaluate again",
         )
     return control

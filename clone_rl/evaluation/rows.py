@@ -123,7 +123,7 @@ def request_rows(
         origin: Where scenario and controller come from.
         regret: What the oracle found of some of them.
     """
-    scenario, kinds = control.scenario, control.traces.kinds
+    scenario, kinds = control.scenario.self_contained(), control.traces.kinds
     policy, sha256 = _source(controller, origin)
     shared = {
         "rows_version": VERSION,
@@ -132,7 +132,7 @@ def request_rows(
         "scenario": scenario.name,
         "changes": scenario_changes(scenario),
         "scenario_sha256": scenario_sha256(scenario),
-        "chip": scenario.chip,
+        "chip": scenario.chip_name,
         "chip_sha256": plain_sha256(asdict(control.emulator.chip)),
         "traces": scenario.traces,
         "traces_sha256": traces_sha256(control.traces),

@@ -20,6 +20,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.lut import LutPolicy, load_policy
+from clone_rl.agents.origin import trained_scenario
 from clone_rl.agents.own import accepted
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
 from clone_rl.agents.rollout import charged_scenario
@@ -326,16 +327,14 @@ def _policy(name: str) -> Policy | LutPolicy:
 
 def _trained_on(card: Mapping[str, Any]) -> Scenario:
     """The scenario of a policy's card; the default one where it names none."""
-    config = card.get("config", {})
-    changes = {name: config[name] for name in ("chip", "traces") if config.get(name)}
-    return Scenario.load(str(card.get("scenario", "default")), **changes)
+    return trained_scenario(card) or Scenario.load("default")
 
 
 def _check_origin(name: str, card: Mapping[str, Any], chosen: Scenario, host: HostModel) -> None:
     """Refuse a policy that was trained on another scenario or model."""
     anyway = "its decisions are about fractions, so it can be tried on others: strict=False"
-    if "scenario" in card and chosen != _trained_on(card):
-        raise BadValueError(f"policy {name!r} was trained on scenario {card['scenario']!r}, not this {chosen.name!r}", anyway)
+    if (trained := trained_scenario(card)) and chosen.self_contained() != trained.self_contained():
+        raise BadValueError(f"policy {name!r} was trained on scenario {trained.name!r}, not this {chosen.name!r}", anyway)
     if card.get("model_sha256", host.sha256) != host.sha256:
         raise BadValueError(
             f"policy {name!r} was trained on another model than {host.name} "

@@ -8,7 +8,6 @@ import torch
 from clone_rl.agents.checkpoint import NAME
 from clone_rl.agents.ppo import Training
 from clone_rl.agents.train_config import TrainConfig
-from clone_rl.envs.scenario import Scenario
 from clone_rl.errors import BadFileError
 
 torch.set_num_threads(1)
@@ -149,16 +148,19 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(whole, trace_f
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_refused_when_the_scenarios_file_has_changed_but_for_its_limits(trace_folder, tmp_path):
+def test_a_run_keeps_its_scenario_and_is_refused_with_a_file_that_has_changed(trace_folder, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(TOML.format(traces=trace_folder, kv="propagate", delay=0, ttft=16e-3))
-    config = small("", scenario=str(path), steps=1024).resolved(Scenario.load(str(path)))
-    train(config, tmp_path / "run")
+    by_path = small("", scenario=str(path), steps=1024)
+    config = by_path.resolved()
+    train(by_path, tmp_path / "run")
     path.write_text(path.read_text() + "[limits]\nmiss = 0.3\n")
     assert Training(config, tmp_path / "run", resume=True).limits.miss == 0.01
     path.write_text(TOML.format(traces=trace_folder, kv="propagate", delay=0, ttft=17e-3))
-    with pytest.raises(BadFileError, match="made with another scenario"):
-        Training(config, tmp_path / "run", resume=True)
+    with pytest.raises(BadFileError, match="another configuration: scenario was 'mine'"):
+        Training(by_path, tmp_path / "run", resume=True)
+    path.unlink()
+    assert Training(config, tmp_path / "run", resume=True).model.num_timesteps == 1024
 
 
 @pytest.mark.slow

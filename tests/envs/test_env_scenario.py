@@ -93,7 +93,7 @@ def test_the_number_of_layer_groups_is_checked(trace_folder, groups):
         ({"slo": {"name": "a"}}, r"write \[\[slo\]\]"),
         ({"slo": [{"name": "a", "ttft_s": 0.02}]}, "missing key 'tpot_s'"),
         ({"slo": [{"name": "a", "ttft_s": float("nan"), "tpot_s": 1.0}]}, "finite"),
-        ({"chip": 3}, "write a text"),
+        ({"chip": 3}, "write a name, a path or a table"),
         ({"probe": 1}, "write true or false"),
         ({"policy_macs": -1}, "positive"),
     ],

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
+from clone_rl.envs.scenario import TargetScale
 from clone_rl.hw_emulator.emulator import HEAD
 
 
@@ -22,7 +23,7 @@ class ChipTable(NamedTuple):
         power: (P,) power in decoding, share of the top point's.
         layers: Of the model.
         slowdown: What a busy co-runner stretches every latency by.
-        ttft_s, tpot_s: Longest targets of the scenario, which the observation's are shares of.
+        ttft_s, tpot_s: Targets that are observed as 1.
     """
 
     layer_s: NDArray[np.float64]
@@ -53,6 +54,11 @@ class ChipTable(NamedTuple):
             ttft_s=float(rules["max_ttft_s"]),
             tpot_s=float(rules["max_tpot_s"]),
         )
+
+    @property
+    def scale(self) -> TargetScale:
+        """The same, for the scenarios that its governor decides in."""
+        return TargetScale(self.ttft_s, self.tpot_s)
 
 
 @inlined

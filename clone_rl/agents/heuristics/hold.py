@@ -25,7 +25,7 @@ from clone_rl.agents.rule import rule
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.scenario import Limits, TargetScale
 
 _AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
@@ -113,6 +113,11 @@ class Hold(RuleController):
     def name(self) -> str:  # type: ignore[override]
         """With the span."""
         return f"hold-{self.span}"
+
+    @property
+    def scale(self) -> TargetScale:
+        """That of the chip table, by which it reads targets."""
+        return self.table.scale
 
     @property
     def macs(self) -> int:

@@ -15,7 +15,7 @@ from clone_rl.agents.heuristics.chip_table import ChipTable
 from clone_rl.agents.rule import rule
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.scenario import Limits, TargetScale
 
 _PHASE, _LAYER, _BUSY = OBSERVATION.index("phase"), OBSERVATION.index("layer"), OBSERVATION.index("busy")
 _TPOT = OBSERVATION.index("tpot")
@@ -87,6 +87,11 @@ class Ondemand(RuleController):
     kind: ClassVar[str] = "layer"
     macs: ClassVar[int] = 2
     probes: ClassVar[bool] = False
+
+    @property
+    def scale(self) -> TargetScale:
+        """That of the chip table, by which it reads targets."""
+        return self.table.scale
 
     @property
     def rule(self) -> OndemandRule:

@@ -19,7 +19,7 @@ from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.randomness import uniform
-from clone_rl.envs.scenario import Limits
+from clone_rl.envs.scenario import Limits, TargetScale
 
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
 _POINT, _BUSY, _SLACK = OBSERVATION.index("point"), OBSERVATION.index("busy"), OBSERVATION.index("slack")
@@ -195,6 +195,11 @@ class Ztt(RuleController):
     name: str = "ztt"
     kind: ClassVar[str] = "layer"
     probes: ClassVar[bool] = False
+
+    @property
+    def scale(self) -> TargetScale:
+        """That of the chip table, by which it reads targets."""
+        return self.table.scale
 
     @property
     def macs(self) -> int:

@@ -58,6 +58,7 @@ def _preamble(policy: Policy, guard: str, text: Sequence[str], include: str) -> 
     lines = [
         f"clone-rl {__version__} export of policy {plain_name(policy.name)}",
         *known,
+        *([f"targets observed as 1: ttft {scale.ttft_s:g} s, tpot {scale.tpot_s:g} s"] if (scale := policy.scale) else []),
         f"policy sha256: {policy.sha256}",
         f"observation: {', '.join((*OBSERVATION, *policy.signals))}",
         *text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clone_rl.agents.judge import Judge, Judgement
 from clone_rl.agents.lut import LEVELS, GridRule, LutPolicy, TreeRule, quantised
+from clone_rl.agents.origin import SCALE, origin_of
 from clone_rl.agents.policy import Policy
 from clone_rl.envs.control import Control
 from clone_rl.errors import BadValueError
@@ -87,7 +88,8 @@ def tabulate(
     levels = quantised(collect(control, policy, "train", observations, seed))
     judge = Judge(control, control.scenario.limits, seed)
     source = {"source": policy.name, "source_sha256": policy.sha256, "scenario": control.scenario.name}
-    card = {**source, "chip": control.emulator.chip.name}
+    scale = asdict(policy.scale or control.scenario.scale)
+    card = {**source, "chip": control.emulator.chip.name, **origin_of(control.scenario), SCALE: scale}
     tables = [
         LutPolicy(fit(), policy.heads[0], card, f"{policy.name}-lut", policy.probes, policy.signals)
         for fit in progress(_fits(levels, policy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.origin import trained_scenario
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import charged_for
 from clone_rl.envs.control import Control, load_control
@@ -28,13 +29,11 @@ def own_control(policy: Policy, scenario: str = "", chip: str = "", traces: str 
         PolicyFileError: The chip has another number of operating points.
         CloneRLError: Scenario, chip or traces are not there.
     """
-    config = policy.card.get("config")
-    config = config if isinstance(config, dict) else {}
-    scenario = scenario or str(policy.card.get("scenario", ""))
-    if not scenario:
+    chosen = scenario or trained_scenario(policy.card)
+    if not chosen:
         raise BadValueError(f"policy {policy.name!r} does not say in which scenario it was trained", "give --scenario")
-    changes = {"chip": chip or config.get("chip"), "traces": traces or config.get("traces")}
-    control = load_control(policy.kind, scenario, "train", **{name: value for name, value in changes.items() if value})
+    changes = {name: value for name, value in (("chip", chip), ("traces", traces)) if value}
+    control = load_control(policy.kind, chosen, "train", **changes)
     if control.heads != policy.heads:
         raise PolicyFileError(
             f"policy {policy.name!r} chooses among {policy.heads} and {control.emulator.chip.name} has {control.heads}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
@@ -38,6 +39,7 @@ def metadata(policy: Policy) -> dict[str, str]:
         "policy": policy.name,
         "policy_sha256": policy.sha256,
         **known,
+        "scale": json.dumps(policy.scale and asdict(policy.scale)),
         "limits": json.dumps(policy.card.get("limits")),
         "observation": json.dumps([*OBSERVATION, *policy.signals]),
         "heads": json.dumps(list(policy.heads)),
