@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clone_rl.errors import BadFileError, StoppedError
-
-
-def _control(options: argparse.Namespace, split: str = "train") -> Any:
-    from clone_rl.envs.control import load_control
-
-    changes: dict[str, Any] = {name: value for name in ("chip", "traces") if (value := getattr(options, name, ""))}
-    return load_control("layer", options.scenario, split, **changes)
+from clone_rl.errors import BadFileError, BadValueError, StoppedError
 
 
 def run_training(folder: Path, config: Any, resume: bool) -> Any:
@@ -38,13 +31,40 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
         ) from None
 
 
+def _resumed(folder: Path, options: argparse.Namespace) -> Any:
+    """The configuration of a run that goes on: its own, but for the number of steps, which the run keeps from now on.
+
+    Raises:
+        BadFileError: Not the folder of a training run.
+        BadValueError: Another option than ``--steps``: the rest of a run is not another run.
+    """
+    from clone_rl.agents.train_config import TrainConfig
+    from clone_rl.cli.run_folder import continue_run, read_config
+
+    stored = read_config(folder)
+    try:
+        config = TrainConfig(**stored["train"])
+    except (KeyError, TypeError):
+        raise BadFileError(f"{folder / 'config.json'} is not of a training run") from None
+    given = [field.name for field in fields(TrainConfig) if hasattr(options, field.name)]
+    given += ["name"] if options.name else []
+    if other := [name for name in given if name != "steps"]:
+        option = f"--{other[0].replace('_', '-')}"
+        raise BadValueError(f"{option} with --resume", f"a run keeps its configuration, but for --steps: leave {option} out")
+    if "steps" in given and options.steps != config.steps:
+        config = replace(config, steps=options.steps)
+        continue_run(folder, {**stored, "train": asdict(config)})
+    return config
+
+
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl train``."""
     from clone_rl.agents.reach import broken, reach, verdict
     from clone_rl.agents.train_config import TrainConfig
+    from clone_rl.agents.weights import read_card
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.options import from_options
-    from clone_rl.cli.run_folder import create_run, free_name, read_command, read_config, write_json
+    from clone_rl.cli.run_folder import POLICY, create_run, free_name, read_command, write_json
     from clone_rl.envs.control import load_control
     from clone_rl.evaluation.protocol import evaluate
     from clone_rl.evaluation.report import table
@@ -52,11 +72,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.resume:
         folder = Path(options.resume)
-        stored = read_config(folder)
-        try:
-            config = TrainConfig(**stored["train"])
-        except (KeyError, TypeError):
-            raise BadFileError(f"{folder / 'config.json'} is not of a training run") from None
+        config = _resumed(folder, options)
     else:
         config = from_options(TrainConfig, options)
     control = load_control("layer", config.scenario, "validation", **config.changes)
@@ -69,9 +85,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         parent = Path(options.runs)
         folder = parent / options.name if options.name else free_name(parent, "train")
         create_run(folder, {"train": asdict(config)})
+    before = (read_card(folder / POLICY) or {}).get("decisions_trained")
     policy = run_training(folder, config, bool(options.resume))
+    if before == (reached := policy.card["decisions_trained"]):
+        longer = f"clone-rl train --resume {folder} --steps {2 * reached}"
+        print(f"clone-rl: nothing was left to train at {reached} decisions; to go on: {longer}", file=sys.stderr)
     controllers = [make_controller(name, control, limits) for name in ("performance", "pace")]
-    origin = Origin(read_command(folder), {policy.name: str(folder / "policy.safetensors")})
+    origin = Origin(read_command(folder), {policy.name: str(folder / POLICY)})
     evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits, origin=origin)
     judged = verdict(limits, evaluation.summary[-1], reachable)
     results = {**evaluation.as_json(), "limits": judged}
@@ -88,9 +108,10 @@ def live_session(options: argparse.Namespace, name: str, shielded: bool = False)
     """
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
+    from clone_rl.cli.scenario import control_of
     from clone_rl.envs.live import service_level
 
-    control = _control(options)
+    control = control_of(options, [name], "train")
     controller = make_controller(name, control)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):

@@ -108,7 +108,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.bars import Bar
     from clone_rl.cli.controllers import compared
     from clone_rl.cli.run_folder import command_line
-    from clone_rl.envs.control import load_control
+    from clone_rl.cli.scenario import control_of
     from clone_rl.evaluation.live import beside_replay
     from clone_rl.evaluation.protocol import chosen_documents
     from clone_rl.evaluation.protocol import evaluate as run
@@ -116,8 +116,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.evaluation.rows import Origin, write_rows
 
     _check(options)
-    changes: dict[str, Any] = {name: value for name in ("chip", "traces") if (value := getattr(options, name))}
-    control = load_control("layer", options.scenario, options.split, **changes)
+    control = control_of(options, options.controllers, options.split)
     limits, controllers = compared(options, control)
     typed = zip(controllers, options.controllers, strict=True)
     origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy | LutPolicy)})

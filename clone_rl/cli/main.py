@@ -31,8 +31,11 @@ def _seed(text: str) -> int:
     raise BadValueError(f"seed is {text}", f"a whole number: 0 or more, at most {2**31 - 1}")
 
 
-def _add_scenario(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scenario", default="default", help="shipped scenario or TOML file (default: 'default')")
+def _add_scenario(parser: argparse.ArgumentParser, of_policies: bool = True) -> None:
+    own = "that in which the policies were trained, else " if of_policies else ""
+    parser.add_argument(
+        "--scenario", default="" if of_policies else "default", help=f"shipped scenario or TOML file (default: {own}'default')"
+    )
     parser.add_argument("--chip", default="", help="shipped chip or TOML file (default: the scenario's)")
 
 
@@ -89,7 +92,7 @@ def _build() -> argparse.ArgumentParser:
     train.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
     train.add_argument("--name", default="", help="name of the run folder; must be new (default: train, train-2, ...)")
     train.add_argument(
-        "--resume", default="", metavar="RUN", help="continue the run of this folder, with its own configuration"
+        "--resume", default="", metavar="RUN", help="continue the run of this folder, as it was configured; to --steps, if given"
     )
 
     evaluating = evaluate.add(subcommands)
@@ -97,7 +100,7 @@ def _build() -> argparse.ArgumentParser:
     report.add(subcommands)
 
     tuning = tune.add(subcommands)
-    _add_scenario(tuning)
+    _add_scenario(tuning, of_policies=False)
     _add_limits(tuning)
     tuning.add_argument("--seed", type=_seed, default=0, help="of the search and of the requests (default: 0)")
 

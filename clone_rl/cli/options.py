@@ -32,16 +32,18 @@ def field_docs(cls: type[Any]) -> dict[str, str]:
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
-    """One ``--option`` for every field, with its doc, type and default."""
+    """One ``--option`` for every field, with its doc, type and default; those that are not given leave no trace."""
     docs, hints = field_docs(cls), get_type_hints(cls)
     for field in fields(cls):
         if hints[field.name] is bool:
-            parser.add_argument(f"--{field.name.replace('_', '-')}", action="store_true", help=docs[field.name])
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", action="store_true", default=argparse.SUPPRESS, help=docs[field.name]
+            )
             continue
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_parser_of(hints[field.name]),
-            default=field.default,
+            default=argparse.SUPPRESS,
             help=f"{docs[field.name]} (default: {field.default!r})".replace("%", "%%"),
         )
 
@@ -53,4 +55,5 @@ def _parser_of(hint: Any) -> Any:
 
 def from_options(cls: type[T], options: argparse.Namespace) -> T:
     """The dataclass that the parsed options describe."""
-    return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})  # type: ignore[arg-type]
+    given = vars(options)
+    return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})  # type: ignore[arg-type]

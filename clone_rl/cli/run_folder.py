@@ -13,6 +13,9 @@ from clone_rl.errors import BadFileError, BadValueError, RunExistsError
 from clone_rl.files import replacing
 from clone_rl.version import __version__
 
+POLICY = "policy.safetensors"
+"""What training leaves, with its card beside it."""
+
 
 def command_line() -> str:
     """What the user typed, quoted so that it can be typed again."""
@@ -40,6 +43,13 @@ def create_run(folder: Path, config: Mapping[str, Any], remedy: str = "choose an
     write_json(folder / "config.json", {"version": __version__, **config})
     (folder / "command.txt").write_text(command_line() + "\n", encoding="utf-8")
     return folder
+
+
+def continue_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Give a run another configuration to go on with; the command line is kept beside those before it."""
+    write_json(folder / "config.json", config)
+    with replacing(folder / "command.txt") as aside:
+        aside.write_text(f"{read_command(folder)} && {command_line()}\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

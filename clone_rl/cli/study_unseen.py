@@ -28,11 +28,10 @@ def run_unseen(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl study unseen``."""
     from clone_rl.bars import Bar
     from clone_rl.cli.controllers import compared
-    from clone_rl.envs.control import load_control
+    from clone_rl.cli.scenario import control_of
     from clone_rl.evaluation.unseen import unseen
 
-    changes = {"chip": options.chip} if options.chip else {}
-    control = load_control("layer", options.scenario, options.split, **changes)
+    control = control_of(options, options.controllers, options.split)
     limits, controllers = compared(options, control)
     bar_of = partial(Bar, desc="unseen", unit="condition", delay=2.0, disable=None, dynamic_ncols=True)
     rows = unseen(control, controllers, options.split, options.seed, options.seeds, limits, options.requests, bar_of)
