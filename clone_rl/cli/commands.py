@@ -163,7 +163,7 @@ def draw(path: Path, generation: Any, session: Any) -> None:
         session.emulator.points["voltage_v"],
         emitted_s,
         due_s,
-        f"{session.emulator.chip.name}, {_level(summary)}: {summary['energy_per_token_j'] * 1e6:.2f} uJ/token, "
+        f"{session.emulator.chip.name}, {_level(summary)}\n{summary['energy_per_token_j'] * 1e6:.2f} uJ/token, "
         f"mean depth {summary['mean_depth']:.2f}, {late}",
     )
 
