@@ -81,6 +81,10 @@ class PolicyFileError(BadFileError):
     kind = "bad_policy"
 
 
+class MisfitError(PolicyFileError, BadValueError):
+    """A controller that was made for another chip, model or scenario than it is given."""
+
+
 class RunExistsError(CloneRLError):
     """A run folder that already holds something: nothing is overwritten silently."""
 

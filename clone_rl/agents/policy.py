@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -225,6 +226,12 @@ def policy_names() -> list[str]:
     """Names of the shipped policies."""
     folder = resources.files("clone_rl.agents") / "policies"
     return sorted(e.name.removesuffix(".safetensors") for e in folder.iterdir() if e.name.endswith(".safetensors"))
+
+
+def policy_cards() -> dict[str, dict[str, Any]]:
+    """Cards of the shipped policies, by name."""
+    folder = resources.files("clone_rl.agents") / "policies"
+    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in policy_names()}
 
 
 def is_policy_path(name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.fit import Place, check_fit
 from clone_rl.agents.heuristics import baselines, find_baseline
 from clone_rl.agents.lut import load_policy
 from clone_rl.agents.own import load_controller, own_controller
@@ -16,7 +17,7 @@ from clone_rl.agents.tuned import identity, read_tuned, stored_settings, tuned_p
 from clone_rl.agents.tuning import tune
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
-from clone_rl.errors import BadFileError, PolicyFileError, UnknownNameError
+from clone_rl.errors import BadFileError, UnknownNameError
 from clone_rl.own_code import FORMS, names_code
 
 BASELINES = tuple(baselines())
@@ -66,7 +67,8 @@ def controller(
     Raises:
         BadFileError: ``tuned`` is no such file, or was made for another scenario, chip, trace set or other limits.
         UnknownNameError: Nothing has this name.
-        PolicyFileError: The file is damaged, or made for another number of operating points.
+        PolicyFileError: The file is damaged.
+        MisfitError: It was made for another number of operating points, or of layer groups.
         BadValueError: Code of one's own does not give a controller.
         MissingExtraError: A baseline has no stored settings and Optuna is not installed.
 
@@ -83,11 +85,6 @@ def controller(
         return load_controller(name, control)
     if not is_policy_path(name) and name not in policy_names():
         raise UnknownNameError("controller", name, [*BASELINES, *policy_names()], f"or give a run folder, or {FORMS}")
-    policy, points = load_policy(name, limits), control.points
-    made_for = policy.heads[0] - 1 if policy.kind == "layer" else policy.heads[0]
-    if made_for != points:
-        raise PolicyFileError(
-            f"policy {name!r} was made for {made_for} operating points and {control.emulator.chip.name} has {points}",
-            "train one for this chip",
-        )
+    policy = load_policy(name, limits)
+    check_fit(policy, name, Place(control.emulator.chip, groups=control.groups))
     return policy

@@ -106,13 +106,21 @@ def live_session(options: argparse.Namespace, name: str, shielded: bool = False)
 
     A shield is for every prompt and response that the model's context holds.
     """
+    from clone_rl.agents.fit import ANY_MODEL, Place, check_fit
     from clone_rl.agents.rollout import charged_scenario
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.scenario import control_of
     from clone_rl.envs.live import service_level
+    from clone_rl.llm.model_files import ModelFiles, no_probe
 
+    files = ModelFiles.of(options.model)
     control = control_of(options, [name], "train")
     controller = make_controller(name, control)
+    place = Place(control.emulator.chip, repr(files.name), files.sha256 or None, kind="layer")
+    for note in check_fit(controller, name, place, ANY_MODEL, strict=not getattr(options, "any_model", False)):
+        print(f"clone-rl: {note}", file=sys.stderr)
+    if controller.probes and files.sha256 and not files.probe:
+        raise no_probe(files.name)
     scenario = charged_scenario(control.scenario, controller)
     if wanted := getattr(options, "slo", ""):
         service_level(scenario, wanted)  # it has one of this name

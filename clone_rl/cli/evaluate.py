@@ -118,6 +118,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     _check(options)
     control = control_of(options, options.controllers, options.split)
     limits, controllers = compared(options, control)
+    from clone_rl.agents.fit import Place, check_fit
+
+    traced = control.traces.card
+    place = Place(control.emulator.chip, f"that of traces {control.scenario.traces!r}", traced.get("model_sha256"))
+    for controller, name in zip(controllers, options.controllers, strict=True):
+        for note in check_fit(controller, name, place, strict=False):  # it is measured here, so it may differ
+            print(f"clone-rl: {note}", file=sys.stderr)
     typed = zip(controllers, options.controllers, strict=True)
     origin = Origin(command_line(), {c.name: name for c, name in typed if isinstance(c, Policy | LutPolicy)})
     shared: dict[str, Any] = {"seeds": options.seeds, "requests": options.requests}

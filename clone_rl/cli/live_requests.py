@@ -55,18 +55,20 @@ def live_requests(options: Any, control: Control, documents: NDArray[np.int64]) 
     """
     from clone_rl.llm.documents import Responses, answered
     from clone_rl.llm.model import load_model
+    from clone_rl.llm.model_files import ModelFiles
     from clone_rl.llm.sampling import Sampling
     from clone_rl.llm.source import ModelSource
 
     card = control.traces.card
     if not {"model_sha256", "keys", "sampling", "max_new_tokens"} <= card.keys():
         raise BadFileError(f"{control.scenario.traces}: its card names no model", "record the set with clone-rl record")
-    lm = load_model(options.model or str(card["model"]))
-    if lm.sha256 != card["model_sha256"]:
+    files = ModelFiles.of(options.model or str(card["model"]))
+    if files.sha256 and files.sha256 != card["model_sha256"]:  # told before it is loaded
         raise BadValueError(
-            f"model {lm.name!r} is not the one that traces {control.scenario.traces!r} were recorded from",
-            f"sha256 {lm.sha256[:12]}, not {str(card['model_sha256'])[:12]}; give it: clone-rl evaluate --live --model",
+            f"model {files.name!r} is not the one that traces {control.scenario.traces!r} were recorded from",
+            f"sha256 {files.sha256[:12]}, not {str(card['model_sha256'])[:12]}; give it: clone-rl evaluate --live --model",
         )
+    lm = load_model(files.name)
     most = options.max_new_tokens or int(card["max_new_tokens"])
     sampling = Sampling(**card["sampling"])
     responses = Responses(str(card["mode"]) if card["mode"] != "mixed" else "auto", most, sampling)

@@ -66,7 +66,7 @@ def _build() -> argparse.ArgumentParser:
         validate,
     )
     from clone_rl.cli.demo import demo as demonstrate
-    from clone_rl.cli.options import add_command, add_fields
+    from clone_rl.cli.options import add_any_model, add_command, add_fields
 
     parser = Parser(prog="clone-rl", description="Learned control of voltage, frequency and depth of LLM inference.")
     parser.add_argument("--version", action="version", version=f"clone-rl {__version__}")
@@ -114,6 +114,7 @@ def _build() -> argparse.ArgumentParser:
         help="a baseline (docs/baselines.md), a shipped policy, or a policy file (default: 'default')",
     )
     generate.add_argument("--model", default="default", help="the embedded model or a model folder (default: 'default')")
+    add_any_model(generate)
     _add_scenario(generate)
     generate.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")

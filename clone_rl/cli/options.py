@@ -24,6 +24,11 @@ def add_command(commands: Any, name: str, text: str, job: Job) -> argparse.Argum
     return parser
 
 
+def add_any_model(parser: argparse.ArgumentParser) -> None:
+    """The option to try a policy on another model than its own."""
+    parser.add_argument("--any-model", action="store_true", help="run a policy that was trained on another model as well")
+
+
 def field_docs(cls: type[Any]) -> dict[str, str]:
     """Text of each field in the ``Attributes`` section of a class docstring."""
     section = (cls.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clone_rl.cli.options import add_command
+from clone_rl.cli.options import add_any_model, add_command
 from clone_rl.errors import MissingExtraError
 
 TOKEN_VARIABLE = "CLONE_RL_TOKEN"
@@ -29,6 +29,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         default="default",
         help="a baseline (docs/baselines.md), a shipped policy, or a policy file (default: 'default')",
     )
+    add_any_model(parser)
     parser.add_argument("--host", default=standard.host, help="address to listen at (default: %(default)r)")
     parser.add_argument("--port", type=int, default=standard.port, help="0 takes a free one (default: %(default)s)")
     parser.add_argument(
@@ -65,8 +66,9 @@ def _settings(options: argparse.Namespace) -> Any:
     from clone_rl.runtime.server.settings import Settings
 
     tokens = options.token or os.environ.get(TOKEN_VARIABLE, "").split()
-    names = ("host", "port", "insecure", "max_queue", "max_body_bytes", "max_connections", "timeout_s", "grace_s", "clock")
-    return Settings(tokens=tuple(tokens), slo=options.default_slo, **{name: getattr(options, name) for name in names})
+    told = ("host", "port", "insecure", "max_queue", "max_body_bytes", "max_connections", "timeout_s", "grace_s", "clock")
+    named = {name: getattr(options, name) for name in (*told, "any_model")}
+    return Settings(tokens=tuple(tokens), slo=options.default_slo, **named)
 
 
 def serve(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ from transformers.utils import logging
 from clone_rl.errors import BadFileError, BadValueError, UnsupportedModelError
 from clone_rl.hw_emulator.families import FAMILIES
 from clone_rl.hw_emulator.workload import Workload
+from clone_rl.llm.model_files import digest as digest
+from clone_rl.llm.model_files import read_object as read_object
+from clone_rl.llm.model_files import weight_files as weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types that a network can compute in, by name."""
@@ -25,7 +26,6 @@ OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 """Passed to every ``from_pretrained``: nothing is looked up in a hub and no code of a folder is run."""
 
 _ANYTHING_ELSE = ("vision_config", "audio_config", "encoder")
-_CHUNK = 2**22
 _NAMED = 4  # keys that an error spells out
 
 
@@ -49,23 +49,6 @@ def reason(error: Exception) -> str:
     """The last line of an error's message, where libraries put what went wrong; its class where it has none."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BadFileError: Missing, not UTF-8, not JSON, or not an object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadFileError(f"{path.parent} is not a model folder: no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFileError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadFileError(f"{path} is not a JSON object")
-    return found
 
 
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
@@ -95,52 +78,6 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
             f"{folder}: its weights are quantised already ({method or 'quantization_config'})",
             "give the float16, bfloat16 or float32 weights: they are quantised on load",
         )
-
-
-def _listed(index: Path) -> list[Path]:
-    """Shards that an index names, sorted."""
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise BadFileError(f"{index} has no weight_map", "save the model again")
-    shards = sorted(set(weight_map.values()))
-    for name in shards:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise BadFileError(f"{index} names {name!r}, which is not in the folder", "copy all of its parts")
-    return [index.parent / name for name in shards]
-
-
-def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
-    """Files that hold the weights, in the order in which they are hashed.
-
-    Args:
-        folder: The model folder.
-        allow_pickle: Accept ``pytorch_model.bin`` where there is no safetensors file.
-
-    Raises:
-        BadFileError: There are none, one is missing, or there is only pickle.
-    """
-    for stem in ("model.safetensors", "pytorch_model.bin") if allow_pickle else ("model.safetensors",):
-        if (folder / stem).is_file():
-            return [folder / stem]
-        if (folder / f"{stem}.index.json").is_file():
-            return _listed(folder / f"{stem}.index.json")
-    if any(folder.glob("pytorch_model*.bin*")):
-        raise BadFileError(
-            f"{folder} holds its weights as pickle, which is never loaded unasked",
-            "convert it to safetensors",
-            "save_pretrained(..., safe_serialization=True) does that; allow_pickle=True reads it where you trust it",
-        )
-    raise BadFileError(f"{folder} is not a model folder: no model.safetensors", "nor model.safetensors.index.json")
-
-
-def digest(files: Iterable[Path]) -> str:
-    """SHA-256 of the bytes of files, one after the other, whatever they are called."""
-    found = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
-    return found.hexdigest()
 
 
 def load_network(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,19 @@ from clone_rl.llm.checkpoint import (
     DTYPES,
     OFFLINE,
     check_config,
-    digest,
     end_tokens,
     load_network,
     quiet,
-    read_object,
     reason,
     shape_of,
-    weight_files,
 )
+from clone_rl.llm.model_files import EMBEDDED as EMBEDDED
+from clone_rl.llm.model_files import PROBE, digest, model_folder, no_probe, read_object, weight_files
 from clone_rl.llm.probe import Probe, load_probe
 from clone_rl.llm.quantise import quantise_model, unpack
 from clone_rl.llm.tokenizer import END_ID, Text, load_tokenizer
 
-EMBEDDED = "default"
-"""Name of the model that ships with the package."""
-
-FILES = ("card.json", "config.json", "model.safetensors", "probe.safetensors", "tokenizer.json")
+FILES = ("card.json", "config.json", "model.safetensors", PROBE, "tokenizer.json")
 """A folder in the package's own format."""
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -93,9 +88,7 @@ class LanguageModel:
             BadValueError: There is none.
         """
         if self.probe is None:
-            raise BadValueError(
-                f"{self.name} has no exit probe", f"fit one with: clone-rl probe --model {self.name} --text FOLDER"
-            )
+            raise no_probe(self.name)
         return self.probe
 
     def encode(self, text: str) -> list[int]:
@@ -151,7 +144,7 @@ def _check_vocabulary(text: Text, shape: Workload, folder: Path) -> None:
 
 
 def _read_probe(folder: Path, shape: Workload) -> Probe:
-    return load_probe(folder / "probe.safetensors", shape.layers - 1, shape.hidden_size)
+    return load_probe(folder / PROBE, shape.layers - 1, shape.hidden_size)
 
 
 def _read_packed(folder: Path, name: str, precision: str, dtype: torch.dtype) -> LanguageModel:
@@ -171,7 +164,7 @@ def _read_packed(folder: Path, name: str, precision: str, dtype: torch.dtype) ->
     except Exception as error:  # tokenizers raises nothing more specific
         raise BadFileError(f"{folder}/tokenizer.json is no tokenizer: {reason(error)}") from None
     _check_vocabulary(text, shape, folder)
-    files = [folder / "model.safetensors", folder / "probe.safetensors"]
+    files = [folder / "model.safetensors", folder / PROBE]
     return LanguageModel(
         name=name,
         model=load_network(folder, shape, files[:1], dtype, state),
@@ -207,7 +200,7 @@ def _read_hf(folder: Path, name: str, precision: str, dtype: torch.dtype, allow_
     files = weight_files(folder, allow_pickle)
     text, end = _read_tokenizer(folder)
     _check_vocabulary(text, shape, folder)
-    probe_file = folder / "probe.safetensors"
+    probe_file = folder / PROBE
     probe = _read_probe(folder, shape) if probe_file.is_file() else None
     model = load_network(folder, shape, files, dtype)
     quantise_model(model, shape.precision)
@@ -235,22 +228,6 @@ def _stamp(folder: Path) -> _Stamp:
     return ((str(folder.resolve()), 0, 0), *((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in files))
 
 
-def _folder(name: str) -> Path:
-    if not isinstance(name, str | Path):
-        raise BadValueError(f"model {name!r}", "'default' or the path of a model folder")
-    if name == EMBEDDED:
-        return Path(str(resources.files("clone_rl.llm") / "embedded"))
-    try:
-        path = Path(name)
-        if name and path.is_dir():
-            return path
-        if name and path.is_file():
-            raise BadFileError(f"{name} is a file, not a model folder", "give the folder that holds it")
-    except OSError as error:
-        raise BadFileError(f"{name}: {error.strerror}") from None
-    raise UnknownNameError("model", name, [EMBEDDED], "or give the path of a model folder; nothing is downloaded")
-
-
 def load_model(
     name: str = EMBEDDED, precision: str = "", *, dtype: str = "float32", allow_pickle: bool = False
 ) -> LanguageModel:
@@ -271,7 +248,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    folder, key = _folder(name), (name, precision, dtype, allow_pickle)
+    folder, key = model_folder(name), (name, precision, dtype, allow_pickle)
     try:
         stamp = _stamp(folder)
         if key in _loaded and _loaded[key][0] == stamp:

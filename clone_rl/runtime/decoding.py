@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.fit import Place, check_fit
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.origin import trained_scenario
@@ -29,9 +31,10 @@ from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.envs.trace import TraceSet
 from clone_rl.envs.world import build_emulators
-from clone_rl.errors import BadValueError, PolicyFileError, UnknownNameError
+from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator.workload import Workload
 from clone_rl.llm.live import drive, summarised
+from clone_rl.llm.model_files import ModelFiles
 from clone_rl.llm.probe import Probe
 from clone_rl.llm.source import SteppedSource
 from clone_rl.llm.stepper import Stepper
@@ -119,12 +122,7 @@ class ControlledDecoding:
         self._stepper.check_strategy(self.scenario.kv)
         self.emulator = build_emulators(self.scenario, host.shape, *[probe.dots] if probe else [])[0]
         points = len(self.emulator.points)
-        if isinstance(controller, Policy | LutPolicy) and controller.kind == "layer" and controller.heads[0] != points + 1:
-            raise PolicyFileError(
-                f"policy {controller.name!r} was made for {controller.heads[0] - 1} operating points and "
-                f"{self.emulator.chip.name} has {points}",
-                "train one for this chip",
-            )
+        check_fit(controller, controller.name, Place(self.emulator.chip, kind="layer"))
         guard = None
         if shield:
             longest = min(self._stepper.anatomy.context, SHIELDED)
@@ -165,8 +163,9 @@ class ControlledDecoding:
 
         Raises:
             UnknownNameError: Nothing has this name.
-            PolicyFileError: The policy is damaged, or made for another number of operating points.
-            BadValueError: ``strict``, and the policy was trained on another scenario or model.
+            PolicyFileError: The policy is damaged.
+            MisfitError: It was made for another number of operating points, or ``strict`` and trained on another scenario or
+                model. Known before a model given by name is loaded.
             CloneRLError: As the class and ``HostModel.of``.
         """
         card: Mapping[str, Any] = {}
@@ -175,11 +174,15 @@ class ControlledDecoding:
         if isinstance(name, Policy | LutPolicy):
             card = name.card
         if scenario is None:
-            scenario = _trained_on(card)
+            scenario = trained_scenario(card) or "default"
         chosen = Scenario.load(scenario)
+        place = Place(chosen.load_chip(), kind="layer", scenario=chosen)
+        check = partial(check_fit, name, str(getattr(name, "name", name)), anyway="strict=False", strict=strict)
+        if isinstance(model, str | Path):  # what its files say is known before they are loaded
+            files = ModelFiles.of(model)
+            check(replace(place, model=repr(files.name), sha256=files.sha256 or None))
         host = HostModel.of(model, probe, workload, precision)
-        if strict:
-            _check_origin(str(getattr(name, "name", name)), card, chosen, host)
+        check(replace(place, model=host.name, sha256=host.sha256))
         if isinstance(name, str):
             name = Fixed(name, 0 if name == "powersave" else len(chosen.load_chip().operating_points) - 1)
         return cls(name, host, chosen, slo, seed, measure, shield)
@@ -323,21 +326,3 @@ def _policy(name: str) -> Policy | LutPolicy:
     if not is_policy_path(name) and name not in policy_names():
         raise UnknownNameError("controller", name, [*_FIXED, *policy_names()], "or give a policy file, or a controller")
     return load_policy(name)
-
-
-def _trained_on(card: Mapping[str, Any]) -> Scenario:
-    """The scenario of a policy's card; the default one where it names none."""
-    return trained_scenario(card) or Scenario.load("default")
-
-
-def _check_origin(name: str, card: Mapping[str, Any], chosen: Scenario, host: HostModel) -> None:
-    """Refuse a policy that was trained on another scenario or model."""
-    anyway = "its decisions are about fractions, so it can be tried on others: strict=False"
-    if (trained := trained_scenario(card)) and chosen.self_contained() != trained.self_contained():
-        raise BadValueError(f"policy {name!r} was trained on scenario {trained.name!r}, not this {chosen.name!r}", anyway)
-    if card.get("model_sha256", host.sha256) != host.sha256:
-        raise BadValueError(
-            f"policy {name!r} was trained on another model than {host.name} "
-            f"(sha256 {str(card['model_sha256'])[:12]}, not {host.sha256[:12] or 'known'})",
-            anyway,
-        )

@@ -8,12 +8,10 @@ from typing import Any
 
 from clone_rl.errors import BadValueError, CloneRLError, UnsupportedModelError
 from clone_rl.hw_emulator.workload import Workload
-from clone_rl.llm.checkpoint import digest, weight_files
 from clone_rl.llm.model import LanguageModel, load_model
+from clone_rl.llm.model_files import PROBE, ModelFiles
 from clone_rl.llm.probe import Probe, load_probe
 from clone_rl.llm.stepper import Stepper
-
-_PROBE_FILE = "probe.safetensors"
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,6 @@ def _plain(stepper: Stepper, workload: Workload | None, precision: str) -> HostM
     folder = Path(name)
     if not folder.is_dir():
         return HostModel(name, stepper, None, workload, "")
-    file = folder / _PROBE_FILE
+    file = folder / PROBE
     probe = load_probe(file, workload.layers - 1, workload.hidden_size) if file.is_file() else None
-    try:
-        sha256 = digest([*weight_files(folder), *[file] * file.is_file()])
-    except (CloneRLError, OSError):  # pickled weights, or files that have gone since
-        sha256 = ""
-    return HostModel(name, stepper, probe, workload, sha256)
+    return HostModel(name, stepper, probe, workload, ModelFiles.of(folder).sha256)

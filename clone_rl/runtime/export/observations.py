@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.agents.fit import Place, check_fit
 from clone_rl.agents.origin import trained_scenario
 from clone_rl.agents.policy import Policy
 from clone_rl.agents.rollout import charged_for
 from clone_rl.envs.control import Control, load_control
 from clone_rl.envs.rows import Rows
-from clone_rl.errors import BadValueError, PolicyFileError
+from clone_rl.errors import BadValueError
 
 _ROWS = 256
 DEVIATE = 0.2
@@ -26,7 +27,7 @@ def own_control(policy: Policy, scenario: str = "", chip: str = "", traces: str 
 
     Raises:
         BadValueError: The card names no scenario, and none is given.
-        PolicyFileError: The chip has another number of operating points.
+        MisfitError: The chip has another number of operating points, or the scenario of layer groups.
         CloneRLError: Scenario, chip or traces are not there.
     """
     chosen = scenario or trained_scenario(policy.card)
@@ -34,11 +35,7 @@ def own_control(policy: Policy, scenario: str = "", chip: str = "", traces: str 
         raise BadValueError(f"policy {policy.name!r} does not say in which scenario it was trained", "give --scenario")
     changes = {name: value for name, value in (("chip", chip), ("traces", traces)) if value}
     control = load_control(policy.kind, chosen, "train", **changes)
-    if control.heads != policy.heads:
-        raise PolicyFileError(
-            f"policy {policy.name!r} chooses among {policy.heads} and {control.emulator.chip.name} has {control.heads}",
-            "give the scenario and the chip that it was trained for",
-        )
+    check_fit(policy, policy.name, Place(control.emulator.chip, groups=control.groups))
     return control
 
 

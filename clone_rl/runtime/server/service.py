@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.agents.fit import ANY_MODEL, Place, check_fit
 from clone_rl.envs import live
-from clone_rl.errors import CloneRLError, PolicyFileError, UnknownNameError
+from clone_rl.errors import CloneRLError, UnknownNameError
 from clone_rl.runtime.server.chat import Render, plain, read_messages
 from clone_rl.runtime.server.failures import ApiError
 from clone_rl.runtime.server.job import Job
@@ -26,26 +27,22 @@ _PREFIXES = {"completions": "cmpl", "chat": "chatcmpl"}
 _LARGEST_SEED = 2**31 - 1
 
 
-def check_controller(controller: Any, name: str, session: LiveSession) -> None:
+def check_controller(controller: Any, name: str, session: LiveSession, any_model: bool = False) -> None:
     """Refuse a controller that was made for another model or chip.
 
     Args:
         controller: A ``RuntimeController``, or anything with ``points`` and, if it was trained, a ``card``.
         name: As it was asked for.
         session: The model in its scenario.
+        any_model: Whether it may have been trained on another model.
 
     Raises:
-        PolicyFileError: It was trained on another model, or decides between other operating points.
+        MisfitError: It was trained on another model, or decides between other operating points.
     """
-    lm, chip, points = session.lm, session.emulator.chip.name, len(session.emulator.points)
-    if (own := getattr(controller, "points", points)) != points:
-        raise PolicyFileError(f"controller {name!r} was made for {own} operating points and {chip} has {points}")
-    card = getattr(getattr(controller, "controller", controller), "card", None) or {}
-    if (made_for := card.get("model_sha256")) and made_for != lm.sha256:
-        raise PolicyFileError(
-            f"controller {name!r} was trained on another model than {lm.name!r}: sha256 {made_for[:12]}, not {lm.sha256[:12]}",
-            "train one on traces of this model, or take a baseline such as 'performance'",
-        )
+    place = Place(session.emulator.chip, repr(session.lm.name), session.lm.sha256)
+    check_fit(controller, name, place)
+    if (inner := getattr(controller, "controller", None)) is not None:
+        check_fit(inner, name, place, ANY_MODEL, strict=not any_model)
 
 
 class Service:
@@ -63,14 +60,14 @@ class Service:
         worker: What answers.
 
     Raises:
-        PolicyFileError: The controller was made for another model or chip.
+        MisfitError: The controller was made for another model or chip.
         UnknownNameError: The settings name a service level that the scenario does not have.
     """
 
     def __init__(
         self, session: LiveSession, controller: Any, controller_name: str, settings: Settings, render: Render = plain
     ) -> None:
-        check_controller(controller, controller_name, session)
+        check_controller(controller, controller_name, session, settings.any_model)
         self.session, self.settings, self.controller_name = session, settings, controller_name
         self.model = Path(session.lm.name).resolve().name
         self._default = live.service_level(session.scenario, settings.slo) if settings.slo else session.scenario.slo[0]

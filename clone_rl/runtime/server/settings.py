@@ -28,6 +28,7 @@ class Settings:
         grace_s: Wall seconds that a shutdown grants to what waits and runs.
         clock: One of ``CLOCKS``.
         slo: Service class of a request that names none; the scenario's first if empty.
+        any_model: Whether the controller may have been trained on another model.
 
     Raises:
         BadValueError: A limit is not above 0, or a token is short or not of visible ASCII.
@@ -45,6 +46,7 @@ class Settings:
     grace_s: float = 10.0
     clock: str = "emulated"
     slo: str = ""
+    any_model: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
