@@ -92,7 +92,10 @@ def _build() -> argparse.ArgumentParser:
     train.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
     train.add_argument("--name", default="", help="name of the run folder; must be new (default: train, train-2, ...)")
     train.add_argument(
-        "--resume", default="", metavar="RUN", help="continue the run of this folder, as it was configured; to --steps, if given"
+        "--resume",
+        default="",
+        metavar="RUN",
+        help="continue the run of this folder, as it was configured; to --steps, if given",
     )
 
     evaluating = evaluate.add(subcommands)

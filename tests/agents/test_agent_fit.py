@@ -149,7 +149,7 @@ def test_generate_runs_a_policy_of_another_model_if_asked(foreign, capsys):
 def test_what_is_measured_may_differ_and_is_told_of(foreign, capsys):
     from clone_rl.cli.main import main
 
-    asked = ["evaluate", foreign, "hot", "--chip", "asic28-lpddr4", "--requests", "2", "--no-oracle", "--json"]
+    asked = ["evaluate", foreign, "hot", "--chip", "asic28-lpddr4", "--scenario", "default", "--requests", "2", "--no-oracle"]
     assert main(asked) == 0
     told = capsys.readouterr().err
     assert "was trained on another model than that of traces 'default': sha256 000000000000" in told
