@@ -30,7 +30,7 @@ def traced_workload(traces: TraceSet) -> Workload:
     return stored_workload(traces.card.get("shape"), traces.source)
 
 
-def _workload(scenario: Scenario, traces: TraceSet) -> Workload:
+def workload_of(scenario: Scenario, traces: TraceSet) -> Workload:
     """The model that the chip runs, which is the one that the traces are of.
 
     Raises:
@@ -90,7 +90,7 @@ class Control:
         Raises:
             CloneRLError: The model does not fit the chip, the traces are not of the model, or the split has no documents.
         """
-        emulator, emulators = build_emulators(scenario, _workload(scenario, traces), traces.probe_dots)
+        emulator, emulators = build_emulators(scenario, workload_of(scenario, traces), traces.probe_dots)
         world = build_world(scenario, traces, split, emulator.workload, build_prices(emulators, traces))
         return cls(kind, scenario, traces, emulator, emulators, world)
 

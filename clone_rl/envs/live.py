@@ -20,6 +20,7 @@ from clone_rl.envs.single import ControlEnv, Step
 from clone_rl.envs.source import TokenSource
 from clone_rl.envs.state import AMOUNTS
 from clone_rl.envs.trace import TraceSet, blank_trace
+from clone_rl.envs.trace import scaled_signal as scaled_signal
 from clone_rl.envs.world import build_emulators, build_world
 from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.hw_emulator.emulator import Emulator
@@ -63,13 +64,6 @@ class LiveControl:
         if "expected_tokens" in trace.card:
             world = world._replace(length=np.array([float(trace.card["expected_tokens"])]))
         return Control("layer", self.scenario, trace, self.emulator, self.emulators, world)
-
-
-def scaled_signal(chance: float, kl: float) -> tuple[float, float]:
-    """``trace.scaled_signals`` of one boundary, without the detour of arrays."""
-    chance = min(max(chance, 1e-6), 1.0 - 1e-6)
-    shown = math.log(chance / (1.0 - chance)) / 6.0, math.log10(max(kl, 1e-6)) / 3.0 + 1.0
-    return min(max(shown[0], -1.0), 1.0), min(max(shown[1], -1.0), 1.0)
 
 
 def service_level(scenario: Scenario, slo: ServiceLevel | str) -> ServiceLevel:

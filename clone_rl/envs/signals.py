@@ -43,9 +43,15 @@ def _raw(s: Any, world: World, which: int) -> float:
 
 
 @inlined
+def shown(which: int, raw: float) -> float:
+    """A signal as it is observed, from its value."""
+    return min(1.0, max(-1.0, raw / BOUNDS[which]))
+
+
+@inlined
 def observe_signals(s: Any, world: World, out: Any) -> None:
     """Write the chosen signals of a state into the last scalars of ``out``, an observation."""
     first = len(out) - len(world.chosen)
     for i in range(len(world.chosen)):
         which = world.chosen[i]
-        out[first + i] = min(1.0, max(-1.0, _raw(s, world, which) / BOUNDS[which]))
+        out[first + i] = shown(which, _raw(s, world, which))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -210,16 +211,38 @@ class TraceSet:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+ODDS_SCALE = 6.0
+"""Log-odds of agreement that are observed as 1: exits are decided from 0.9 to 0.99, which a probability hardly tells apart."""
+
+_DECADES = 3.0
+_LEAST = 1e-6
+
+
 def scaled_signals(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probe's outputs (..., 2) as they are observed, within [-1, 1].
 
-    Log-odds of agreement / 6, as exits are decided between 0.9 and 0.99, which a probability hardly tells apart; and
-    log10 of the predicted KL / 3 + 1, 1 for a nat or more and -1 for a millionth.
+    Log-odds of agreement / ``ODDS_SCALE``; and log10 of the predicted KL / 3 + 1, 1 for a nat or more and -1 for a millionth.
     """
-    chance = np.clip(signal[..., 0].astype(np.float64), 1e-6, 1.0 - 1e-6)
-    kl = np.maximum(signal[..., 1].astype(np.float64), 1e-6)
-    scaled = np.stack([np.log(chance / (1.0 - chance)) / 6.0, np.log10(kl) / 3.0 + 1.0], -1)
+    chance = np.clip(signal[..., 0].astype(np.float64), _LEAST, 1.0 - _LEAST)
+    kl = np.maximum(signal[..., 1].astype(np.float64), _LEAST)
+    scaled = np.stack([np.log(chance / (1.0 - chance)) / ODDS_SCALE, np.log10(kl) / _DECADES + 1.0], -1)
     return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+
+
+def shown_agreement(chance: float) -> float:
+    """Log-odds of a probability of agreement as they are observed, not cut off; infinite for 0 and 1."""
+    return math.log(chance / (1.0 - chance)) / ODDS_SCALE if 0.0 < chance < 1.0 else math.copysign(math.inf, chance - 0.5)
+
+
+def shown_kl(kl: float) -> float:
+    """A KL (nats) as it is observed, not cut off; minus infinity for 0 and below."""
+    return math.log10(kl) / _DECADES + 1.0 if kl > 0.0 else -math.inf
+
+
+def scaled_signal(chance: float, kl: float) -> tuple[float, float]:
+    """``scaled_signals`` of one boundary, without the detour of arrays."""
+    shown = shown_agreement(min(max(chance, _LEAST), 1.0 - _LEAST)), shown_kl(max(kl, _LEAST))
+    return min(max(shown[0], -1.0), 1.0), min(max(shown[1], -1.0), 1.0)
 
 
 def content_sha256(card: dict[str, Any], columns: dict[str, NDArray[Any]]) -> str:

@@ -84,7 +84,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
         layer_s[:, :, places] += decision_s[:, None, None, phase]
     return World(
         prices=prices,
-        rules=_rules(scenario, workload, prices.at.shape[1]),
+        rules=rules_of(scenario, workload.layers, workload.context, prices.at.shape[1]),
         decision_s=decision_s[:, 1].copy(),
         layer_s=layer_s,
         slo=np.array([(c.ttft_s, c.tpot_s) for c in scenario.slo]),
@@ -101,8 +101,8 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
     )
 
 
-def _groups(scenario: Scenario, workload: Workload) -> int:
-    most = min(MOST_GROUPS, workload.layers)
+def _groups(scenario: Scenario, layers: int) -> int:
+    most = min(MOST_GROUPS, layers)
     if scenario.groups is None:
         return min(DEFAULT_GROUPS, most)
     if scenario.groups > most:
@@ -110,14 +110,24 @@ def _groups(scenario: Scenario, workload: Workload) -> int:
     return scenario.groups
 
 
-def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.void]:
-    """(1,) record of ``RULES``."""
+def rules_of(scenario: Scenario, layers: int, context: int, points: int) -> NDArray[np.void]:
+    """(1,) record of ``RULES``.
+
+    Args:
+        scenario: Rules and distributions.
+        layers: Of the model.
+        context: Its longest, in tokens.
+        points: Operating points of the chip.
+
+    Raises:
+        BadValueError: It has fewer layers than groups.
+    """
     other, ranges = scenario.interference, scenario.randomise
     idle_s, busy_s = other.mean_idle_s, other.mean_busy_s
     rules = np.zeros(1, RULES)
     for name, value in {
-        "layers": workload.layers,
-        "groups": _groups(scenario, workload),
+        "layers": layers,
+        "groups": _groups(scenario, layers),
         "slack_low": scenario.slack_low,
         "slack_high": scenario.slack_high,
         "target_low": ranges.targets[0],
@@ -141,9 +151,9 @@ def _rules(scenario: Scenario, workload: Workload, points: int) -> NDArray[np.vo
         "max_ttft_s": scenario.scale.ttft_s,
         "max_tpot_s": scenario.scale.tpot_s,
         "max_length": _MAX_LENGTH,
-        "layer_share": 1.0 / workload.layers,
+        "layer_share": 1.0 / layers,
         "point_share": 1.0 / (points - 1),
-        "context_share": 1.0 / workload.context,
+        "context_share": 1.0 / context,
         "token_share": 1.0 / _MAX_LENGTH,
     }.items():
         rules[0][name] = value

@@ -13,6 +13,7 @@ from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.envs.shield_tables import Shield
 from clone_rl.runtime.actuator import Actuator, EmulatedActuator
 from clone_rl.runtime.controller import RuntimeController
+from clone_rl.runtime.host import Host, emulated_host, measured_host
 from clone_rl.runtime.request import RuntimeRequest
 from clone_rl.runtime.shield import emulated_shield, measured_shield, within_limits
 
@@ -27,12 +28,15 @@ __all__ = [
     "Decision",
     "EmulatedActuator",
     "ErrorBudget",
+    "Host",
     "LayerCost",
     "RuntimeController",
     "RuntimeRequest",
     "Shield",
     "budgeted",
+    "emulated_host",
     "emulated_shield",
+    "measured_host",
     "measured_shield",
     "within_limits",
 ]

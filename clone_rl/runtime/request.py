@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,12 @@ from clone_rl.agents.controller import Decision, LayerCost
 from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.errors import BadValueError, DeviceError
 from clone_rl.runtime.asking import NOT_FINITE, Ask
+from clone_rl.runtime.lookout import Lookout
 from clone_rl.runtime.shield import Watch
 
 _log = logging.getLogger("clone_rl.runtime")
 _ALL = np.ones(1, np.bool_)
+_BY_NAME = object()  # stands for no observation
 
 
 class RuntimeRequest:
@@ -40,6 +42,7 @@ class RuntimeRequest:
         unobserved: Decisions that may go by without a cost; none is too many if None.
         max_decision_s: Longest time of one decision.
         controller: Name of the controller, for the log.
+        lookout: What reckons observations where it is asked by name, or makes that when it is first asked so.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RuntimeRequest:
         unobserved: int | None = None,
         max_decision_s: float | None = None,
         controller: str = "",
+        lookout: Lookout | Callable[[], Lookout] | None = None,
     ) -> None:
         self.name, self.slo, self._controller = name, slo, controller
         self._seen, self._ask, self._shape = seen, ask, seen.shape
@@ -66,11 +70,13 @@ class RuntimeRequest:
         self._top, self._point = len(self._runs) - 1, point
         self._unobserved, self._max_decision_s = unobserved, max_decision_s
         self._clock_s, self._waited_s, self._energy_j = waited_s, waited_s, 0.0
-        self._decided = self._left = self._switched = self._silent = self._overruled = self._degraded = self._unset = 0
+        self._decided = self._observed = self._left = self._switched = self._overruled = self._degraded = self._unset = 0
+        self._lookout, self._looked = lookout, 0
         self.failure = ""
 
     def _fail(self, why: str) -> int:
         self.failure = why
+        self._degraded += 1
         _log.warning(
             "request %r: controller %r %s; the rest runs at the top operating point without exits",
             self.name, self._controller, why,
@@ -118,27 +124,56 @@ class RuntimeRequest:
             return self._fail(f"took {took_s:.3g} s for a decision, and may take {limit_s:.3g}")
         return action
 
-    def decide(self, observation: NDArray[np.float32]) -> Decision:
+    @overload
+    def decide(self, observation: NDArray[np.float32]) -> Decision: ...
+
+    @overload
+    def decide(
+        self,
+        *,
+        probe: Sequence[float] | NDArray[Any] | None = None,
+        busy: bool = False,
+        die_c: float | None = None,
+        **signals: float,
+    ) -> Decision: ...
+
+    def decide(self, observation: Any = _BY_NAME, **known: Any) -> Decision:
         """What to do at this boundary; the actuator is set to the decision's point.
+
+        Either on an observation of the host's own, or on what the host knows, by name. Then the request reckons the
+        observation that ``clone_rl.envs`` would show: token, layer, point, context and due time follow from what was decided,
+        and the clock from what ``observe`` is told, which has to be called after every decision. One request is asked in one
+        of the two ways.
 
         Args:
             observation: (width,) finite numbers, see ``clone_rl.envs.observation``.
+            probe: What the exit probe reads here: the probability that leaving here agrees with full depth, and the predicted
+                KL(full || exit) in nats. There is none in the prompt's layers, nor before a token's first layer.
+            busy: Whether a co-runner slows the model down at this moment.
+            die_c: Temperature of the die, Celsius; left out, what was told last, and before that the ambient temperature.
+            **signals: Extra signals that the controller reads, unscaled, see ``clone_rl.envs.signals``: ``norm``, ``change``
+                and ``cosine`` where the probe reads; ``margin`` and ``entropy`` of the token before, at the first boundary of
+                each token at least. Others are not looked at.
 
         Raises:
-            BadValueError: Another shape, or a number that is not finite.
+            BadValueError: Another shape, a number that is not finite or out of range, something that is missing or given where
+                there is none; or the request lacks what the names need. Nothing has changed then.
+            UnknownNameError: Nobody knows such a signal; or the scenario no such service level.
         """
+        if known:
+            return self._decide_from(observation, known)
         if getattr(observation, "shape", None) != self._shape:
+            if observation is _BY_NAME:
+                return self._decide_from(observation, known)
             observation = self._checked(observation)
         self._seen[...] = observation  # takes half the time of [:]
-        if self._unobserved is not None and self._silent >= self._unobserved and not self.failure:
-            self._fail("is stale: it was not told what its last decisions cost")
         if self.failure:
             action = self._top
             self._degraded += 1
+        elif self._unobserved is not None and self._decided - self._observed >= self._unobserved:
+            action = self._fail("is stale: it was not told what its last decisions cost")
         else:
             action = self._choose()
-            if self.failure:
-                self._degraded += 1
         if self._guard is not None:
             proposed = action
             action = self._guard(self._clock_s, proposed)
@@ -147,7 +182,6 @@ class RuntimeRequest:
                 if proposed > self._top and self._budget is not None:
                     self._budget.refund(self._seen[None], _ALL)
         self._decided += 1
-        self._silent += 1
         if action > self._top:
             self._left += 1
             return self._exits[self._point]
@@ -159,6 +193,24 @@ class RuntimeRequest:
         except (DeviceError, OSError) as error:
             self._missed(error)
         return self._runs[action]
+
+    def _decide_from(self, observation: Any, known: dict[str, Any]) -> Decision:
+        """The same, on what the host knows."""
+        if observation is not _BY_NAME:
+            raise BadValueError(f"an observation and {', '.join(known)}", "give one of the two")
+        if self._looked != self._decided:
+            raise BadValueError("decide by name after decisions on observations", "ask a request in one of the two ways")
+        lookout = self._lookout
+        if not isinstance(lookout, Lookout):
+            if lookout is None:
+                raise BadValueError("decide by name", "this request knows no host: give it an observation")
+            lookout = self._lookout = lookout()
+        self._unobserved = 1  # its clock is what it is told
+        lookout.look(self._clock_s, **known)
+        decision = self.decide(self._seen)
+        self._looked += 1
+        lookout.took(self._top + 1 if decision.exit else decision.operating_point)
+        return decision
 
     def observe(self, cost: LayerCost) -> None:
         """Take in what the last decision and its step took.
@@ -174,7 +226,7 @@ class RuntimeRequest:
             raise BadValueError(f"a cost of {latency_s} s and {energy_j} J", "finite numbers, 0 or more")
         self._clock_s += latency_s
         self._energy_j += energy_j
-        self._silent = 0
+        self._observed = self._decided
 
     def report(self) -> dict[str, Any]:
         """The request so far.

@@ -9,22 +9,23 @@ import numba
 import numpy as np
 from numba import types
 from numba.experimental import structref
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clone_rl.agents.budgeted import budgeted
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import compiled, entry
-from clone_rl.envs.kernel import may_change
 from clone_rl.envs.live import LiveControl
 from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.shield import guarded
 from clone_rl.envs.shield_tables import Shield
-from clone_rl.envs.state import EXACT, LAYER_LEVEL, PROPAGATE, RULES, STATE
+from clone_rl.envs.state import LAYER_LEVEL, PROPAGATE, RULES, STATE
 from clone_rl.envs.trace import blank_trace, load_traces
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.emulator import Emulator
+from clone_rl.runtime.measurements import Measurements, check_counts, check_slowdown, seconds_of
+from clone_rl.runtime.progress import follow
 
 _log = logging.getLogger("clone_rl.runtime")
 
@@ -43,7 +44,7 @@ def emulated_shield(
     Raises:
         BadValueError: A number of tokens is below 1.
     """
-    _counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
+    check_counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
     trace = blank_trace(emulator.workload.layers, prompt_tokens, max_new_tokens)
     return Shield.of(LiveControl(scenario, emulator).of(trace), exits)
 
@@ -69,43 +70,6 @@ def within_limits(controller: Controller, scenario: Scenario, model_sha256: str)
         _log.warning(unheld, error)
         return controller
     return budgeted(controller, budget, len(scenario.load_chip().operating_points))
-
-
-def _counts(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise BadValueError(f"{name} is {value}", "at least 1")
-
-
-def _table(name: str, values: ArrayLike, shape: tuple[int, ...], zeros: bool = False) -> NDArray[np.float64]:
-    """Seconds of a shape.
-
-    Raises:
-        BadValueError: Of another one, or not finite and above 0.
-    """
-    array = np.asarray(values, np.float64)
-    try:
-        array = np.broadcast_to(array, shape)
-    except ValueError:
-        raise BadValueError(f"{name} has shape {array.shape}", f"{shape}") from None
-    if not np.isfinite(array).all() or (array < 0).any() or not (zeros or (array > 0).all()):
-        raise BadValueError(f"{name} has {array.min()} to {array.max()} s", "finite numbers above 0")
-    return array
-
-
-def _dense(name: str, lengths: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
-    """(longest + 1, P) the values of the next measured length; longer takes no less.
-
-    Raises:
-        BadValueError: Lengths do not ascend from 1 on, or values are no times.
-    """
-    ends, rows = np.asarray(lengths, np.int64), np.asarray(values, np.float64)
-    if ends.ndim != 1 or not len(ends) or ends[0] < 1 or (np.diff(ends) < 1).any():
-        raise BadValueError(f"lengths of {name} are {ends.tolist()}", "whole numbers that ascend, from 1 on")
-    if rows.ndim != 2:
-        raise BadValueError(f"{name} has shape {rows.shape}", "(lengths, operating points)")
-    table = np.maximum.accumulate(_table(name, rows, (len(ends), rows.shape[1])))
-    return table[np.searchsorted(ends, np.arange(ends[-1] + 1))]
 
 
 def measured_shield(
@@ -150,17 +114,12 @@ def measured_shield(
     >>> shield.layer_s.shape
     (1, 1, 770, 2)
     """
-    _counts(layers=layers)
-    if not 1.0 <= slowdown < np.inf:
-        raise BadValueError(f"slowdown is {slowdown}", "a finite number, 1 or more")
-    decode, prefill = _dense("decode_s", contexts, decode_s), _dense("prefill_s", prompts, prefill_s)
-    points = decode.shape[1]
-    if prefill.shape[1] != points:
-        raise BadValueError(f"prefill_s has {prefill.shape[1]} operating points", f"{points}, as decode_s has")
-    head = _table("head_s", head_s, (points,))
-    change = _table("switch_s", switch_s, (points, points), zeros=True) * (1.0 - np.eye(points))
-    decide = _table("decide_s", decide_s, (points,), zeros=True)
-    leave = _table("leave_s", leave_s, (points,), zeros=True)
+    slowdown = check_slowdown(slowdown)
+    decode, prefill, head, change, decide = Measurements.of(
+        layers, contexts, decode_s, prompts, prefill_s, head_s, switch_s, decide_s
+    )
+    points = len(head)
+    leave = seconds_of("leave_s", leave_s, (points,), zeros=True)
     rules = np.zeros(1, RULES)
     for name, value in (("layers", layers), ("groups", 1), ("granularity", LAYER_LEVEL), ("kv", PROPAGATE)):
         rules[name] = value
@@ -180,7 +139,7 @@ def measured_shield(
         remaining=np.arange(layers, -1, -1)[:, None],
         rules=rules,
         numbers=np.array([longest, longest, exits]),
-        slowdown=np.array([float(slowdown)]),
+        slowdown=np.array([slowdown]),
     ).summed()
 
 
@@ -203,25 +162,6 @@ structref.define_proxy(_Watch, _WatchType, ["shield", "state", "missing"])
 
 
 @compiled
-def _follow(shield: Shield, s: Any, missing: Any, action: int) -> None:
-    """What a step does to the state, but for the time it takes."""
-    rules, points = shield.rules[0], shield.head_s.shape[1]
-    if action >= points and s.token > 0 and s.layer > 0:
-        if rules.kv == EXACT:
-            for layer in range(s.layer, rules.layers):
-                missing[layer] += 1
-        s.layer = rules.layers
-    else:
-        if action < points and may_change(s, rules):
-            s.point = action
-        if rules.kv == EXACT:
-            missing[s.layer] = 0
-        s.layer += 1
-    if s.layer == rules.layers:
-        s.token, s.layer, s.left = s.token + 1, 0, 1
-
-
-@compiled
 def _watched(shield: Shield, s: Any, missing: Any, clock_s: float, proposed: int) -> int:
     rules = shield.rules[0]
     s.clock_s = clock_s
@@ -233,7 +173,8 @@ def _watched(shield: Shield, s: Any, missing: Any, clock_s: float, proposed: int
     taken = action
     if rules.delay:
         taken, s.pending = s.pending, action
-    _follow(shield, s, missing, taken)
+    points = shield.head_s.shape[1]
+    follow(rules, points, points - 1, s, missing, taken)
     return action
 
 
@@ -259,7 +200,7 @@ class Watch:
     def __init__(
         self, shield: Shield, level: ServiceLevel, prompt_tokens: int, max_new_tokens: int, point: int | None = None
     ) -> None:
-        _counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
+        check_counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
         places, points = int(shield.numbers[0]), shield.head_s.shape[1]
         prompts = shield.layer_s.shape[2] - places - 1
         if prompt_tokens > prompts:

@@ -14,6 +14,7 @@ from clone_rl.agents.heuristics.learn_then_test import calibrate
 from clone_rl.agents.heuristics.pace import PaceRule
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
+from clone_rl.envs.trace import ODDS_SCALE
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Calm(RuleController):
     @property
     def rule(self) -> PaceRule:
         """That of ``Pace`` without a bar on KL."""
-        return PaceRule(self.points - 1, self.agree_odds / 6.0, math.inf, self.boost, self.floor)
+        return PaceRule(self.points - 1, self.agree_odds / ODDS_SCALE, math.inf, self.boost, self.floor)
 
     def describe(self) -> dict[str, Any]:
         """Bar and pacing."""

@@ -13,11 +13,12 @@ from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics.baseline import Baseline, Parameter, Parameters
 from clone_rl.agents.heuristics.chip_table import ChipTable, lowest_point
 from clone_rl.agents.heuristics.exit_bars import NO_KL_BAR, Decoded, exit_bars
-from clone_rl.agents.heuristics.pace import LOG_ODDS, chance_of, log_odds, shown_agreement
+from clone_rl.agents.heuristics.pace import LOG_ODDS, chance_of, log_odds
 from clone_rl.agents.rule import rule
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
+from clone_rl.envs.trace import shown_agreement
 
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
 _AGREE, _PRESSURE = OBSERVATION.index("agree"), OBSERVATION.index("pressure")

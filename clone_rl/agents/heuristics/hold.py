@@ -8,7 +8,6 @@ never charged for a rule that cannot leave a good point alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -20,12 +19,13 @@ from clone_rl.agents.controller import RuleController
 from clone_rl.agents.heuristics.baseline import Baseline, Parameter, Parameters, pacing_space
 from clone_rl.agents.heuristics.chip_table import ChipTable, lowest_point
 from clone_rl.agents.heuristics.exit_bars import exit_bars
-from clone_rl.agents.heuristics.pace import LOG_ODDS, chance_of, log_odds, shown_agreement
+from clone_rl.agents.heuristics.pace import LOG_ODDS, chance_of, log_odds
 from clone_rl.agents.rule import rule
 from clone_rl.envs.compiling import inlined
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits, TargetScale
+from clone_rl.envs.trace import shown_agreement, shown_kl
 
 _AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
@@ -128,9 +128,8 @@ class Hold(RuleController):
     def rule(self) -> HoldRule:
         """The same, compiled."""
         table = self.table
-        nats = math.log10(self.kl_bar) / 3.0 + 1.0 if self.kl_bar > 0.0 else -math.inf
         token_s = table.layers * table.layer_s[1] + table.head_s
-        span, bar = SPANS.index(self.span), shown_agreement(self.agree_bar)
+        span, bar, nats = SPANS.index(self.span), shown_agreement(self.agree_bar), shown_kl(self.kl_bar)
         return HoldRule(table, token_s, span, bar, nats, self.share, self.rate, self.boost, self.floor)
 
     def memory(self, rows: int) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from clone_rl.agents.heuristics.exit_bars import Decoded
 from clone_rl.envs.scenario import Limits
+from clone_rl.envs.trace import ODDS_SCALE
 
 LEVEL = 0.05
 """Probability that the bar breaks the limit after all; CALM's epsilon in its experiments."""
@@ -75,7 +76,7 @@ def calibrate(decoded: Decoded, limits: Limits, level: float = LEVEL) -> Certifi
     """
     best, certified = Certificate(float(ODDS[0]), 0, 0.0, 1.0), 0
     for odds in ODDS:
-        depth = decoded.first(decoded.shown >= odds / 6.0)
+        depth = decoded.first(decoded.shown >= odds / ODDS_SCALE)
         losses = decoded.per_document(decoded.wrong, depth) / decoded.emitted
         risk = float(losses.mean())
         p_value = hoeffding_bentkus(risk, len(losses), limits.disagree)

@@ -17,6 +17,7 @@ from clone_rl.agents.rule import rule
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits
+from clone_rl.envs.trace import ODDS_SCALE, shown_agreement, shown_kl
 
 _AGREE, _KL = OBSERVATION.index("agree"), OBSERVATION.index("kl")
 _PHASE, _LAYER = OBSERVATION.index("phase"), OBSERVATION.index("layer")
@@ -46,19 +47,14 @@ def _pace(self: Any, observation: Any, memory: Any, action: Any) -> None:  # noq
     action[0] = min(max(point, self.floor), self.top)
 
 
-def shown_agreement(chance: float) -> float:
-    """A bar on the probability of agreement as it is observed; infinite where nothing or everything passes it."""
-    return math.log(chance / (1.0 - chance)) / 6.0 if 0.0 < chance < 1.0 else math.copysign(math.inf, chance - 0.5)
-
-
 def log_odds(chance: float) -> float:
     """A bar on the probability of agreement on the scale that is searched, within ``LOG_ODDS``."""
-    return min(max(6.0 * shown_agreement(chance), LOG_ODDS.low), LOG_ODDS.high)
+    return min(max(ODDS_SCALE * shown_agreement(chance), LOG_ODDS.low), LOG_ODDS.high)
 
 
 def chance_of(odds: float) -> float:
     """A bar on the probability from one that was searched; 2 above what is ever shown."""
-    return 1.0 / (1.0 + math.exp(-odds)) if odds <= 6.0 else 2.0
+    return 1.0 / (1.0 + math.exp(-odds)) if odds <= ODDS_SCALE else 2.0
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ class Pace(RuleController):
     @property
     def rule(self) -> PaceRule:
         """The bars on the observation's scale, see ``clone_rl.envs.trace.scaled_signals``."""
-        nats = math.log10(self.kl_bar) / 3.0 + 1.0 if self.kl_bar > 0.0 else -math.inf
-        return PaceRule(self.points - 1, shown_agreement(self.agree_bar), nats, self.boost, self.floor)
+        agreement, nats = shown_agreement(self.agree_bar), shown_kl(self.kl_bar)
+        return PaceRule(self.points - 1, agreement, nats, self.boost, self.floor)
 
     def describe(self) -> dict[str, Any]:
         """Its tuned settings."""
