@@ -215,6 +215,7 @@ def test_a_missing_policy_file_is_refused(tmp_path):
     [
         "import clone_rl.runtime",
         "from clone_rl.runtime import *; import numpy as n; RuntimeController.load().decide(n.zeros(16, 'f4'))",
+        "from clone_rl.runtime import *; RuntimeController.load().begin('r', 'code', 20, 20).decide(busy=True)",
     ],
 )
 def test_the_runtime_needs_neither_torch_nor_stable_baselines(code):
