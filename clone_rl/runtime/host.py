@@ -92,7 +92,7 @@ def emulated_host(
 ) -> Host:
     """A chip that the emulator knows.
 
-    Where the scenario randomises, it is the scenario's own chip, and a busy co-runner slows it down by the middle of the range.
+    Where the scenario randomises, it is its own chip, and a busy co-runner slows that down by the middle of the range.
 
     Args:
         scenario: Chip and rules, by name, path or as it is.
