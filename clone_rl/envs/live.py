@@ -124,6 +124,8 @@ class LiveRequest:
         slo: ServiceLevel | str | None = None,
         waited_s: float = 0.0,
     ) -> None:
+        self._given = live, source, document, seed, episode, slo, waited_s
+        self._actions: list[int] = []
         level = None if slo is None else service_level(live.scenario, slo)
         trace = source.start(document, seed + episode * _EPISODES_APART)
         self.source, self.control = source, live.of(trace)
@@ -158,6 +160,10 @@ class LiveRequest:
         self.emitted_s: list[float] = []
         self.due_s: list[float] = []
         self.reward, self.amounts = 0.0, np.zeros(len(AMOUNTS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a model keeps between two layers is not copied: the same decisions of the same request are taken again."""
+        return _again, (type(self), self._given, self._actions)
 
     def _checked(self, waited_s: float, level: ServiceLevel | None) -> float:
         """The wait, if the kernel can follow the co-runner for so long."""
@@ -242,6 +248,7 @@ class LiveRequest:
 
     def step(self, action: int) -> None:
         """Take one decision: let the source run the layer or emit the token, then let the kernel account for it."""
+        self._actions.append(action)
         token, layer, point, due_s = self._token(), self._layer(), self._point(), self._due_s()
         reads = token > 0 and layer > 0  # as ``kernel.may_exit``
         taken = int(self._state["pending"]) if self._delays else action
@@ -261,6 +268,14 @@ class LiveRequest:
         if leaves or layer == self.layers - 1:
             self.due_s.append(due_s)
             self.emitted_s.append(self._last_s())
+
+
+def _again(kind: type[LiveRequest], given: tuple[Any, ...], actions: list[int]) -> LiveRequest:
+    """A copy of a request, brought to where it was."""
+    request = kind(*given)
+    for action in actions:
+        request.step(action)
+    return request
 
 
 class LiveLayerControlEnv(ControlEnv):
@@ -316,6 +331,15 @@ class LiveLayerControlEnv(ControlEnv):
     def _advance(self, action: Any) -> Step:
         self.request.step(int(self.control.check(action, 1)[0, 0]))
         return self.request.observation, self.request.reward, self.request.done, self.request.amounts
+
+    def __getstate__(self) -> dict[str, Any]:
+        shared = ("control", "_rows") if "request" in vars(self) else ()  # with the request
+        return {name: value for name, value in vars(self).items() if name not in shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "request" in state:
+            self.control, self._rows = self.request.control, self.request.rows
 
     def close(self) -> None:
         """Let go of the source."""

@@ -210,7 +210,18 @@ class Rows:
         self.pending = np.zeros((count, 2, max(action_width, 2)), np.int64)
         ended, last = np.zeros(count, np.int64), np.zeros((count, self.width), np.float32)
         self._finals: tuple[NDArray[Any], ...] = ended, last, np.zeros(count, FIGURES), np.zeros(count, KPIS)
-        self.machine = Machine(world, self.state, self.missing, self.pending, *self._finals)
+        self.machine = self._machine()
+
+    def _machine(self) -> Any:
+        return Machine(self.world, self.state, self.missing, self.pending, *self._finals)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = "machine", "_advance", "_advance_first"  # pointers of this process
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.machine = self._machine()
 
     @cached_property
     def _advance(self) -> Callable[..., int]:

@@ -81,27 +81,36 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start a request in every row; an integer seed gives row i seed + i.
 
+        In a list, a row whose seed is None begins its next request, as without seeds; its first one gets a seed that is drawn.
         Without autoreset, ``options={"reset_mask": mask}``, (N,) bool, starts only the rows that it names.
 
         Raises:
             BadValueError: Seeds or mask are not one for each row, or there are other options.
         """
         mask = self._mask(options)
-        if isinstance(seed, list):
-            if len(seed) != self.num_envs:
-                raise BadValueError(f"{len(seed)} seeds", f"an integer, or {self.num_envs} of them")
-            self._seeds = np.array([check_seed(s) for s in seed], np.int64)
-        elif seed is not None or self._seeds is None:
-            first = None if seed is None else check_seed(seed, self.num_envs)
-            super().reset(seed=first)
-            self._seeds = (int(self.np_random.integers(SEEDS)) if first is None else first) + np.arange(self.num_envs)
+        seeds, seeded = self._given_seeds(seed)
         begun = self._rows.state["tokens"] > 0
         if not (begun | mask).all():
             raise BadValueError("rows have not been started", "reset without a mask first")
-        episodes = np.where(begun & (seed is None), self._rows.state["episode"] + 1, 0)
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+        if self._seeds is None:
+            self._seeds = seeds if seeded.all() else int(self.np_random.integers(SEEDS)) + np.arange(self.num_envs)
+        self._seeds = np.where(mask & seeded, seeds, self._seeds)
+        episodes = np.where(begun & ~seeded, self._rows.state["episode"] + 1, 0)
         self._sums[mask] = 0.0
         observation = self._rows.reset(self._seeds, episodes, chosen=mask)
         return observation, {"cost": costs_of(self._cost, np.zeros((self.num_envs, len(AMOUNTS))))}
+
+    def _given_seeds(self, seed: int | list[int | None] | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(N,) the seed of each row, and (N,) whether it was given."""
+        if isinstance(seed, list):
+            if len(seed) != self.num_envs:
+                raise BadValueError(f"{len(seed)} seeds", f"an integer, or {self.num_envs} of them")
+            seeds = [0 if each is None else check_seed(each) for each in seed]
+            return np.array(seeds, np.int64), np.array([each is not None for each in seed])
+        first = 0 if seed is None else check_seed(seed, self.num_envs)
+        return first + np.arange(self.num_envs), np.full(self.num_envs, seed is not None)
 
     def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
         unknown = set(options or {}) - {"reset_mask"}

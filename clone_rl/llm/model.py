@@ -8,10 +8,10 @@ Hugging Face folder a probe is optional, and the weights are rounded on load to 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -71,6 +71,16 @@ class LanguageModel:
     start_ids: tuple[int, ...]
     end_ids: frozenset[int]
     precision: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of a model that a folder holds, no weights: they are read there."""
+        for (name, *how), (_, lm) in _loaded.items():
+            if lm is self:
+                return _read_again, (name if name == EMBEDDED else str(Path(name).resolve()), *how, self.sha256)
+        return type(self), tuple(getattr(self, part.name) for part in fields(self))
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return self  # nothing writes to it between two calls
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -226,6 +236,13 @@ def _stamp(folder: Path) -> _Stamp:
     """What changes when a file of a folder does."""
     files = ((path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
     return ((str(folder.resolve()), 0, 0), *((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in files))
+
+
+def _read_again(name: str, precision: str, dtype: str, allow_pickle: bool, sha256: str) -> LanguageModel:
+    lm = load_model(name, precision, dtype=dtype, allow_pickle=allow_pickle)
+    if lm.sha256 != sha256:
+        raise BadFileError(f"{name} holds another model than when the copy was made", "make the environment anew")
+    return lm
 
 
 def load_model(

@@ -19,6 +19,11 @@ from clone_rl.llm.probe_reader import ProbeReader
 from clone_rl.llm.sampling import Sampling
 from clone_rl.llm.stepper import Stepper
 
+
+def _go_on(_token: int) -> None:
+    """Ends no response."""
+
+
 Signals = Callable[[torch.Tensor, int], Any]
 
 
@@ -51,7 +56,7 @@ class SteppedSource(ABC):
         kv: str = "propagate",
         reference: bool = True,
         extras: bool = True,
-        on_token: Callable[[int], bool | None] = lambda _: None,
+        on_token: Callable[[int], bool | None] = _go_on,
     ) -> None:
         self.stepper, self.probe, self.kv = stepper, probe, stepper.check_strategy(kv)
         self.probe_dots = probe.dots if probe else len(SIGNALS)
@@ -162,7 +167,7 @@ class ModelSource(SteppedSource):
         probes: bool = True,
         reference: bool = True,
         extras: bool = True,
-        on_token: Callable[[int], bool | None] = lambda _: None,
+        on_token: Callable[[int], bool | None] = _go_on,
     ) -> None:
         if not documents:
             raise BadValueError("no documents", "give at least one")
@@ -172,6 +177,12 @@ class ModelSource(SteppedSource):
         self.lm, self.documents = lm, list(documents)
         self.max_new_tokens, self.sampling = max_new_tokens, sampling or Sampling()
         self.expected_tokens = expected_tokens or {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has no request in flight and a stepper of its own."""
+        given = self.documents, self.kv, self.max_new_tokens, self.sampling, self.expected_tokens
+        how = None, self.probe is not None, self._reference, self._extras, self._on_token
+        return type(self), (self.lm, *given, *how)
 
     def __len__(self) -> int:
         return len(self.documents)

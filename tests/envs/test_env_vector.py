@@ -76,6 +76,40 @@ def test_resetting_without_a_seed_begins_the_next_requests(trace_folder):
         assert env.reset(seed=seed)[0][0].tobytes() == single.reset(seed=seed)[0].tobytes()
 
 
+def test_a_row_without_a_seed_of_its_own_goes_on(trace_folder):
+    """As each environment of Gymnasium's own vector environments does."""
+    env = make_vec(IDS[0], trace_folder)
+    singles = [gym.make(IDS[0], traces=trace_folder) for _ in range(3)]
+    for seeds in ([1, 2, 3], [5, None, 7], [None, None, None], [None, 9, None]):
+        seen = env.reset(seed=seeds)[0]
+        for row, single, seed in zip(seen, singles, seeds, strict=True):
+            assert row.tobytes() == single.reset(seed=seed)[0].tobytes()
+
+
+def test_a_first_list_need_not_have_all_seeds(trace_folder):
+    """A row without one draws it; the others are as if all had one."""
+    env, full = make_vec(IDS[0], trace_folder), make_vec(IDS[0], trace_folder)
+    seen, expected = env.reset(seed=[5, None, 7])[0], full.reset(seed=[5, 6, 7])[0]
+    assert (seen[[0, 2]] == expected[[0, 2]]).all()
+    env.step(np.full(3, 7))
+    first, second = (make_vec(IDS[0], trace_folder) for _ in range(2))
+    assert first.reset(seed=[5, None, 7])[0].tobytes() != second.reset(seed=[5, None, 7])[0].tobytes()
+    with pytest.raises(BadValueError, match="seed"):
+        env.reset(seed=[5, None, -1])
+
+
+def test_rows_that_a_mask_leaves_alone_keep_their_seeds(trace_folder):
+    """Their next request is the one that it would have been."""
+    env = make_vec(IDS[0], trace_folder, autoreset_mode="Disabled")
+    singles = [gym.make(IDS[0], traces=trace_folder) for _ in range(3)]
+    env.reset(seed=[1, 2, 3])
+    env.reset(seed=[7, 8, 9], options={"reset_mask": np.array([True, False, True])})
+    for single, seed in zip(singles, (7, 2, 9), strict=True):
+        single.reset(seed=seed)
+    for row, single in zip(env.reset()[0], singles, strict=True):
+        assert row.tobytes() == single.reset()[0].tobytes()
+
+
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_time_limit_truncates_and_says_so(trace_folder, env_id):
     env, rng = make_vec(env_id, trace_folder, max_episode_steps=2), np.random.default_rng(0)

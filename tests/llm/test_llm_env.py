@@ -1,12 +1,15 @@
 """The model in the loop, made by name."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
 from importlib import resources
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from tiny_lm import tiny_language_model
 
 import clone_rl.envs.live as live_module
+import clone_rl.llm.model as model_module
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.envs import ENV_IDS, LIVE_ID
 from clone_rl.envs.live import LiveLayerControlEnv
@@ -387,3 +391,47 @@ def test_the_module_imports_no_torch():
     code = "import sys, clone_rl.llm.env; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+COPIES = {
+    "pickle": lambda env: pickle.loads(pickle.dumps(env)),
+    "deepcopy": copy.deepcopy,
+    "cloudpickle": lambda env: cloudpickle.loads(cloudpickle.dumps(env)),
+}
+
+
+def go_on(env, choose):
+    """What is seen up to the end of the request."""
+    rng, done, seen = np.random.default_rng(choose), False, []
+    while not done:
+        observation, reward, done, _, info = env.step(int(rng.integers(env.action_space.n)))
+        seen.append((observation.tolist(), reward, info["cost"].tolist()))
+    return repr((seen, info["figures"], env.unwrapped.source.tokens, env.reset()[0].tolist()))
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("steps", [None, 0, 17], ids=["fresh", "reset", "under way"])
+@pytest.mark.parametrize("model", ["by name", "in memory"])
+def test_a_copy_goes_on_as_the_original_does(tiny_lm, model, steps, how):
+    """One that was loaded is loaded again where the copy is made; another is copied with its weights."""
+    env = make(temperature=1.0) if model == "by name" else tiny_env(tiny_lm)
+    if steps is not None:
+        env.reset(seed=4, options={"document": 1})
+        for _ in range(steps):
+            env.step(env.unwrapped.control.points - 1 if len(env.unwrapped.source.tokens) < 1 else 8)
+    twin = COPIES[how](env)
+    assert (twin.unwrapped.source.lm is env.unwrapped.source.lm) == (model == "by name" or how == "deepcopy")
+    if steps is None:
+        env.reset(seed=4)
+        twin.reset(seed=4)
+    assert go_on(env, 1) == go_on(twin, 1)
+
+
+def test_a_copy_is_small_and_of_the_model_that_it_was_made_with(monkeypatch):
+    """No weights travel, so those that are found must be the same."""
+    data = pickle.dumps(make())
+    assert len(data) < 200_000
+    (key, (stamp, lm)) = next((key, found) for key, found in model_module._loaded.items() if key[0] == "default")
+    monkeypatch.setitem(model_module._loaded, key, (stamp, replace(lm, sha256="another")))
+    with pytest.raises(BadFileError, match="another model"):
+        pickle.loads(data)
