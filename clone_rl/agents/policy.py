@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -186,7 +187,7 @@ class Policy(RuleController):
         """Load a shipped policy by name, or any by path: a run folder, its ``policy.safetensors`` or its card.
 
         Args:
-            name: Which.
+            name: Which. What lies in a run folder is called by the folder's name, whatever it was trained as.
             limits: What a conditioned policy is to hold; None is what it was trained around. Others hold their own.
 
         Raises:
@@ -205,7 +206,7 @@ class Policy(RuleController):
             heads = tuple(int(h) for h in card["heads"])
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyFileError(f"{path} is not a policy: {error}") from None
-        label = name if not is_policy_path(name) else card.get("name", path.stem)
+        label = name if not is_policy_path(name) else _label(path, card)
         made = (layers, heads, card, str(label), bool(card.get("probes", True)), signals)
         return PolicyFamily(*made).within(limits) if conditioned else cls(*made)
 
@@ -237,6 +238,12 @@ def policy_cards() -> dict[str, dict[str, Any]]:
 def is_policy_path(name: str) -> bool:
     """Whether a controller's name means a file or folder rather than something shipped."""
     return name.endswith((".safetensors", ".json")) or os.sep in name or Path(name).is_dir()
+
+
+def _label(path: Path, card: Mapping[str, Any]) -> Any:
+    """What the policy of a file is called."""
+    folder = Path(os.path.abspath(path)).parent.name  # noqa: PTH100 (a link keeps its name)
+    return folder if folder and path.stem == "policy" else card.get("name", path.stem)
 
 
 def _locate(name: str) -> Path:

@@ -59,6 +59,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> Any:
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl train``."""
+    from clone_rl.agents.labels import told_apart
     from clone_rl.agents.reach import broken, reach, verdict
     from clone_rl.agents.train_config import TrainConfig
     from clone_rl.agents.weights import read_card
@@ -90,9 +91,11 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if before == (reached := policy.card["decisions_trained"]):
         longer = f"clone-rl train --resume {folder} --steps {2 * reached}"
         print(f"clone-rl: nothing was left to train at {reached} decisions; to go on: {longer}", file=sys.stderr)
-    controllers = [make_controller(name, control, limits) for name in ("performance", "pace")]
-    origin = Origin(read_command(folder), {policy.name: str(folder / POLICY)})
-    evaluation = evaluate(control, [*controllers, policy], "validation", config.seed, limits=limits, origin=origin)
+    beside = ("performance", "pace")
+    controllers = [*(make_controller(name, control, limits) for name in beside), policy]
+    controllers = told_apart(controllers, [*beside, str(folder / POLICY)])
+    origin = Origin(read_command(folder), {controllers[-1].name: str(folder / POLICY)})
+    evaluation = evaluate(control, controllers, "validation", config.seed, limits=limits, origin=origin)
     judged = verdict(limits, evaluation.summary[-1], reachable)
     results = {**evaluation.as_json(), "limits": judged}
     write_json(folder / "results.json", results)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from clone_rl.agents.controller import Controller
+from clone_rl.agents.labels import told_apart
 from clone_rl.agents.registry import BASELINES, QUICK_TRIALS, controller
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
@@ -17,11 +18,12 @@ make_controller = controller
 
 
 def compared(options: argparse.Namespace, control: Control) -> tuple[Limits, list[Controller]]:
-    """The limits and the controllers that a comparison's options name.
+    """The limits and the controllers that a comparison's options name, told apart by their names.
 
     Raises:
         BadValueError, BadFileError, UnknownNameError, PolicyFileError, MissingExtraError: As ``make_controller``.
     """
     limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
     tuned = Path(options.tuned) if options.tuned else None
-    return limits, [controller(name, control, limits, tuned=tuned) for name in options.controllers]
+    found = [controller(name, control, limits, tuned=tuned) for name in options.controllers]
+    return limits, told_apart(found, options.controllers)

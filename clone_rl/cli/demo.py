@@ -19,6 +19,7 @@ def _say(text: str) -> None:
 
 def demo(options: argparse.Namespace) -> dict[str, Any]:
     """Load the model and traces, train, evaluate on held-out prompts, generate live, and leave a run folder."""
+    from clone_rl.agents.labels import told_apart
     from clone_rl.agents.policy import Policy
     from clone_rl.agents.train_config import TrainConfig
     from clone_rl.bars import Bar
@@ -54,12 +55,12 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     policy = commands.run_training(folder, config, resume=False)
 
     _say("4. evaluate: held-out prompts, the same requests for every controller")
-    shipped = Policy.load("default")
-    controllers = [make_controller(name, control) for name in ("performance", "pace")]
+    beside, own = ("performance", "pace"), str(folder / "policy.safetensors")
+    controllers = [*(make_controller(name, control) for name in beside), Policy.load("default"), policy]
+    controllers = told_apart(controllers, [*beside, "default", own])
     bar = lambda items: Bar(items, desc="evaluate", unit="controller")  # noqa: E731
-    origin = Origin(read_command(folder), {policy.name: str(folder / "policy.safetensors")})
-    four = [*controllers, shipped, policy]
-    evaluation = evaluate(control, four, "test", options.seed, repeats=4, progress=bar, origin=origin)
+    origin = Origin(read_command(folder), {controllers[-1].name: own})
+    evaluation = evaluate(control, controllers, "test", options.seed, repeats=4, progress=bar, origin=origin)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
 

@@ -68,7 +68,7 @@ def check_asked(controllers: Sequence[Controller], least: int, **numbers: int | 
     """
     names = [c.name for c in controllers]
     if len(set(names)) < len(names):
-        raise BadValueError(f"controllers {', '.join(names)}", "give each of them once")
+        raise BadValueError(f"controllers {', '.join(names)}", "give each of them once, or objects names of their own")
     for name, number in numbers.items():
         if number is not None and number < least:
             raise BadValueError(f"{name.replace('_', ' ')} is {number}", f"at least {least}")

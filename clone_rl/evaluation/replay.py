@@ -12,6 +12,7 @@ import numpy as np
 
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.heuristics import baselines, find_baseline
+from clone_rl.agents.labels import called
 from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.own import load_controller
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
@@ -151,7 +152,7 @@ def controller_of(row: Mapping[str, Any], control: Control, beside: Path, where:
                 f"{where} was made with another policy than {row['policy']!r} is",
                 f"sha256 {row['policy_sha256'][:12]}, here {policy.sha256[:12]}; give the one that it was made with",
             )
-        return policy
+        return called(policy, row["controller"])
     if row["controller"] not in baselines():
         raise UnknownNameError("controller", row["controller"], baselines())
     with _settings(row["controller"], where):
@@ -177,7 +178,7 @@ def _own(row: Mapping[str, Any], control: Control, beside: Path, where: str) -> 
             f"{where} was made with other code than {source!r} is now",
             f"sha256 {row['policy_sha256'][:12]}, here {here[:12] or 'no file'}; give the one that it was made with",
         )
-    return load_controller(source, control)
+    return called(load_controller(source, control), row["controller"])
 
 
 @contextmanager
@@ -200,11 +201,11 @@ def _settings(controller: str, where: str) -> Iterator[None]:
 
 
 def _policy(name: str, beside: Path, limits: Limits) -> Policy | LutPolicy:
-    """A policy where the row says, or beside the rows, as in a run folder that was moved."""
+    """A policy where the row says, or from the folder of the rows, or beside them, as in a run folder that was moved."""
     if name in policy_names():
         return Policy.load(name, limits)
     here = Path(name)
-    places = [here, beside / here.name, beside / "policy.safetensors"] if is_policy_path(name) else []
+    places = [here, beside / here, beside / here.name, beside / "policy.safetensors"] if is_policy_path(name) else []
     for place in places:
         if place.exists():
             return load_policy(place, limits)
