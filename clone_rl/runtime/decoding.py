@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,26 +25,30 @@ from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.origin import trained_scenario
 from clone_rl.agents.own import accepted
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
+from clone_rl.agents.registry import controller as controller_of
 from clone_rl.agents.rollout import charged_scenario
+from clone_rl.envs.control import load_control
 from clone_rl.envs.live import LiveControl, LiveRequest, service_level
 from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.state import ENERGY_TERMS
 from clone_rl.envs.trace import TraceSet
 from clone_rl.envs.world import build_emulators
-from clone_rl.errors import BadValueError, UnknownNameError
+from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.chip import Chip
 from clone_rl.hw_emulator.workload import Workload
 from clone_rl.llm.live import drive, summarised
 from clone_rl.llm.model_files import ModelFiles
 from clone_rl.llm.probe import Probe
 from clone_rl.llm.source import SteppedSource
 from clone_rl.llm.stepper import Stepper
+from clone_rl.own_code import names_code
 from clone_rl.runtime.controller import RuntimeController
 from clone_rl.runtime.host_model import HostModel
 from clone_rl.runtime.refusals import check_request
 from clone_rl.runtime.shield import emulated_shield, within_limits
 
 _FIXED = ("performance", "powersave")
-"""Baselines that need no tuning."""
+"""Baselines that are made of the chip alone."""
 
 SHIELDED = 4096
 """Longest prompt, and longest response, that a shield is made for."""
@@ -138,10 +142,11 @@ class ControlledDecoding:
     @classmethod
     def load(
         cls,
-        name: str | Controller,
+        name: str | Path | Controller | Callable[..., Any],
         model: Any,
         *,
         scenario: str | Scenario | None = None,
+        chip: str | Path | Chip | None = None,
         probe: Probe | Path | str | bool | None = None,
         workload: Workload | None = None,
         precision: str = "",
@@ -154,9 +159,11 @@ class ControlledDecoding:
         """A controller by name, attached to a model.
 
         Args:
-            name: A shipped policy, a policy file or run folder, ``performance`` or ``powersave``; or a controller.
+            name: Whatever ``clone-rl generate --controller`` takes: a baseline, with its tuned settings, a shipped policy, a
+                policy file or run folder, or code of one's own, see ``clone_rl.agents.registry.controller``; or a controller.
             model, probe, workload, precision: See ``HostModel.of``.
-            scenario: Chip, service levels and rules; None takes the one that the policy was trained on.
+            scenario: Chip, service levels and rules; None takes the one that the policy was trained on, as its card has it.
+            chip: Name, file or ``Chip`` in the place of the scenario's.
             strict: Refuse a policy that was trained on another scenario or model. Its decisions are about fractions of depth
                 and time, so it can be tried on others.
             slo, seed, measure, shield: See the class.
@@ -168,24 +175,20 @@ class ControlledDecoding:
                 model. Known before a model given by name is loaded.
             CloneRLError: As the class and ``HostModel.of``.
         """
-        card: Mapping[str, Any] = {}
-        if isinstance(name, str) and name not in _FIXED:
-            name = _policy(name)
-        if isinstance(name, Policy | LutPolicy):
-            card = name.card
-        if scenario is None:
-            scenario = trained_scenario(card) or "default"
-        chosen = Scenario.load(scenario)
+        name = str(name) if isinstance(name, Path) else name
+        known = load_policy(name) if isinstance(name, str) and _is_policy(name) else name
+        card: Mapping[str, Any] = known.card if isinstance(known, Policy | LutPolicy) else {}
+        where = trained_scenario(card) or "default" if scenario is None else scenario
+        chosen = Scenario.load(where, **({} if chip is None else {"chip": chip if isinstance(chip, Chip) else str(chip)}))
+        found = _controller(known, chosen)
         place = Place(chosen.load_chip(), kind="layer", scenario=chosen)
-        check = partial(check_fit, name, str(getattr(name, "name", name)), anyway="strict=False", strict=strict)
+        check = partial(check_fit, found, str(getattr(name, "name", name)), anyway="strict=False", strict=strict)
         if isinstance(model, str | Path):  # what its files say is known before they are loaded
             files = ModelFiles.of(model)
             check(replace(place, model=repr(files.name), sha256=files.sha256 or None))
         host = HostModel.of(model, probe, workload, precision)
         check(replace(place, model=host.name, sha256=host.sha256))
-        if isinstance(name, str):
-            name = Fixed(name, 0 if name == "powersave" else len(chosen.load_chip().operating_points) - 1)
-        return cls(name, host, chosen, slo, seed, measure, shield)
+        return cls(found, host, chosen, slo, seed, measure, shield)
 
     def __call__(
         self,
@@ -322,7 +325,14 @@ def _argument_of_generate(name: str) -> Any:
     return frame.f_locals.get(name) if frame.f_code.co_name == "generate" else None
 
 
-def _policy(name: str) -> Policy | LutPolicy:
-    if not is_policy_path(name) and name not in policy_names():
-        raise UnknownNameError("controller", name, [*_FIXED, *policy_names()], "or give a policy file, or a controller")
-    return load_policy(name)
+def _is_policy(name: str) -> bool:
+    return name in policy_names() or (is_policy_path(name) and not names_code(name))
+
+
+def _controller(known: Any, scenario: Scenario) -> Controller:
+    """A controller that is one already, or that a name, a class or a function stands for in a scenario."""
+    if not isinstance(known, str | type) and hasattr(known, "act"):
+        return accepted(known)
+    if known in _FIXED:  # without the traces, which may be of another model, or not there
+        return Fixed(known, 0 if known == "powersave" else len(scenario.load_chip().operating_points) - 1)
+    return controller_of(known, load_control("layer", scenario))

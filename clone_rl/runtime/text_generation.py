@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class ControlledTextGeneration(TextGenerationPipeline):  # type: ignore[misc]
 def pipeline(
     task: str = TASK,
     model: Any = "default",
-    controller: str | Controller = "default",
+    controller: str | Path | Controller | Callable[..., Any] = "default",
     tokenizer: Any = None,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -63,7 +64,7 @@ def pipeline(
         controller: As ``ControlledDecoding.load`` takes it.
         tokenizer: The model's; needed where it is one of ``transformers``.
         max_new_tokens: Longest response unless a call says otherwise.
-        **options: Of ``ControlledDecoding.load``, such as ``scenario``, ``probe``, ``slo`` and ``strict``.
+        **options: Of ``ControlledDecoding.load``, such as ``scenario``, ``chip``, ``probe``, ``slo`` and ``strict``.
 
     Raises:
         UnknownNameError: Another task, or something has not this name.
@@ -77,15 +78,15 @@ def pipeline(
     """
     if task != TASK:
         raise UnknownNameError("task", task, [TASK])
+    attached = ControlledDecoding.load(controller, model, **options)  # refuses what does not fit before it loads
     if isinstance(model, str | Path):
-        model = load_model(str(model), options.get("precision", ""))
+        model = load_model(str(model), options.get("precision", ""))  # the same one, which is not read again
     ends: dict[str, Any] = {}
     if isinstance(model, LanguageModel):
         tokenizer = tokenizer or _tokenizer(model)
         ends = {"eos_token_id": sorted(model.end_ids) or None, "pad_token_id": min(model.end_ids, default=0)}
     elif tokenizer is None:
         raise BadValueError(f"no tokenizer for a {type(model).__name__}", "give tokenizer=..., or the folder of the model")
-    attached = ControlledDecoding.load(controller, model, **options)
     network = plain_model(model)
     return ControlledTextGeneration(
         attached, model=network, tokenizer=tokenizer, device=network.device, max_new_tokens=max_new_tokens, **ends

@@ -25,7 +25,9 @@ import clone_rl.runtime
 from clone_rl.agents.error_budget import EARNED
 from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.policy import Policy
+from clone_rl.agents.registry import controller as controller_of
 from clone_rl.agents.rollout import charged_scenario
+from clone_rl.envs.control import load_control
 from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.errors import (
     BadValueError,
@@ -541,3 +543,20 @@ def test_a_shield_holds_the_limits_on_quality_of_the_model_whose_traces_there_ar
         controller = ControlledDecoding.load("default", model, scenario=scenario, shield=shield).runtime.controller
         assert hasattr(controller, "budget") is shield
     np.testing.assert_allclose(controller.budget.earned, [EARNED * scenario.limits.disagree, EARNED * scenario.limits.dnll])
+
+
+def test_every_name_that_generate_takes_is_taken(lm, tmp_path):
+    pace = ControlledDecoding.load("pace", lm)
+    made = controller_of("pace", load_control("layer"))
+    assert pace.runtime.controller.describe() == made.describe()  # the shipped tuned settings
+    calm = ControlledDecoding.load("calm-race", lm, scenario="hot")
+    assert calm.scenario.name == "hot" and calm.runtime.controller.name == "calm-race"
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\n\nclass Mine:\n    probes = False\n\n    def act(self, observations):\n"
+        "        return np.full((len(observations), 1), 2)\n"
+    )
+    mine = ControlledDecoding.load(f"{tmp_path / 'mine.py'}:Mine", lm)
+    controlled(mine, lm.model)
+    assert set(mine.request.points[mine.request.points >= 0]) == {2}
+    with pytest.raises(UnknownNameError, match="did you mean 'pace'"):
+        ControlledDecoding.load("pase", lm)
