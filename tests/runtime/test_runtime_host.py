@@ -343,6 +343,29 @@ def test_one_operating_point_is_none():
         measured(decode_s=[[1e-3], [1e-3]], prefill_s=[[1e-3], [1e-3]], head_s=[1e-3])
 
 
+def test_a_shield_beside_a_host_takes_service_levels_by_name():
+    policy = Policy.load("default")
+    control = charged_for(load_control("layer"), policy, "train")
+    shield = emulated_shield(control.scenario, control.emulator, 64, 64)
+    runtime = RuntimeController(policy, 8, shield=shield, host=emulated_host("default"))
+    request = runtime.begin("r", "code", 20, 30)
+    request.decide()
+    assert request.slo == "code"
+    with pytest.raises(BadValueError, match="a shield needs"):
+        RuntimeController(policy, 8, shield=shield).begin("r", "code", 20, 30)
+
+
+def test_targets_look_as_they_did_in_training_whatever_classes_the_host_has(loaded):
+    level = Scenario.load("default").slo[0]
+    alone = RuntimeController.load("default", host=emulated_host(Scenario.load("default", slo=[vars(level)])))
+    seen = []
+    for runtime in (loaded, alone):
+        request = runtime.begin("r", level, 20, 30)
+        request.decide()
+        seen.append(request._seen.tobytes())
+    assert seen[0] == seen[1]
+
+
 # Wrong calls.
 
 

@@ -489,8 +489,9 @@ def test_evaluate_refuses_what_a_shield_does_not_go_with(capsys, options, tmp_pa
 
 def test_the_examples_of_the_documentation_run():
     text = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text()
-    asking, emulated, own = re.findall(r"```python\n(.*?)```", text, re.S)
-    exec(asking, {"observation": np.zeros(16, np.float32)})
+    asking, loop, host, emulated, own = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(asking, {})
+    exec(loop + "assert request.report()['exits'] > 0\n" + host + "assert controller.points == 2", {})
     names = {}
     exec(emulated + own, names)
     assert names["request"].report()["request"] == "r1"
