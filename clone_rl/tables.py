@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
@@ -46,6 +46,42 @@ def load_toml(what: str, name: str, package: str, folder: str) -> dict[str, Any]
         raise BadFileError(f"{name} is not a {what} file: {error}") from None
 
 
+def _meant(key: str, known: Collection[str]) -> str:
+    """What may have been meant by an unknown key."""
+    with_unit = [name for name in known if name.startswith(f"{key}_") and _UNIT.fullmatch(name[len(key) + 1 :])]
+    if len(with_unit) == 1:
+        return f"keys carry their unit: did you mean {with_unit[0]!r}?"
+    return UnknownNameError("key", key, known).hint
+
+
+def _named(what: str, keys: Sequence[str]) -> list[str]:
+    return [f"{what} key{'s' if len(keys) > 1 else ''} {', '.join(map(repr, keys))}"] if keys else []
+
+
+def check_keys(*tables: tuple[type[Any], Any, str]) -> None:
+    """Look for what is missing and what is unknown in all tables of a file, so that one error names it all.
+
+    Args:
+        *tables: Dataclass, what was parsed, and the place that errors name; what is no table is left to ``read_table``.
+
+    Raises:
+        BadFileError: There is something.
+    """
+    found, hints = list[str](), list[tuple[str, str]]()
+    for cls, table, where in tables:
+        if not isinstance(table, Mapping):
+            continue
+        known = get_type_hints(cls)
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        unknown, missing = [key for key in table if key not in known], [name for name in needed if name not in table]
+        if unknown or missing:
+            found.append(f"{where}: {'; '.join(_named('unknown', unknown) + _named('missing', missing))}")
+            hints += [(key, _meant(str(key), known)) for key in unknown]
+    if found:
+        single = len(hints) == 1
+        raise BadFileError("; ".join(found), "; ".join(hint if single else f"{key!r}: {hint}" for key, hint in hints))
+
+
 def read_table(
     cls: type[T], table: Any, where: str, may_be_zero: Collection[str] = (), may_be_negative: Collection[str] = ()
 ) -> T:
@@ -63,18 +99,11 @@ def read_table(
     """
     if not isinstance(table, dict):
         raise BadFileError(f"{where} is {table!r}, not a table", "write keys with values")
+    check_keys((cls, table, where))
     hints = get_type_hints(cls)
-    for key in table:
-        if key not in hints:
-            with_unit = [name for name in hints if name.startswith(f"{key}_") and _UNIT.fullmatch(name[len(key) + 1 :])]
-            if len(with_unit) == 1:
-                raise BadFileError(f"{where}: unknown key {key!r}", f"keys carry their unit: did you mean {with_unit[0]!r}?")
-            raise BadFileError(f"{where}: {(error := UnknownNameError('key', key, hints)).message}", error.hint)
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in table:
-            if field.default is MISSING and field.default_factory is MISSING:
-                raise BadFileError(f"{where}: missing key {field.name!r}")
             continue
         value, kind = table[field.name], hints[field.name]
         if kind in (int, float) and type(value) is int and abs(value) > sys.float_info.max:

@@ -18,7 +18,7 @@ from clone_rl.hw_emulator.families import shape_names
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.switching import mechanism
 from clone_rl.hw_emulator.voltage import REGULATORS
-from clone_rl.tables import load_toml, read_table, shipped
+from clone_rl.tables import check_keys, load_toml, read_table, shipped
 
 GRANULARITIES = ("request", "phase", "token", "group", "layer")
 DEADLINES = ("carry-over", "per-token")
@@ -286,13 +286,16 @@ class Scenario:
             BadValueError, UnknownNameError: As the class.
         """
         table = dict(table)
-        for key, section, zero in _SECTIONS:
-            if key in table and not (key == "scale" and table[key] is None):
-                table[key] = read_table(section, table[key], f"{source}: [{key}]", zero)
         classes = table.get("slo", [])
         if isinstance(classes, str | Mapping) or not isinstance(classes, Sequence):
             raise BadFileError(f"{source}: slo is not a list of tables", "write [[slo]]")
-        table["slo"] = tuple(read_table(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes))
+        rows = [(ServiceLevel, row, f"{source}: slo[{i}]") for i, row in enumerate(classes)]
+        parts = [(section, table[key], f"{source}: [{key}]") for key, section, _ in _SECTIONS if key in table]
+        check_keys((cls, table, source), *rows, *parts)
+        for key, section, zero in _SECTIONS:
+            if key in table and not (key == "scale" and table[key] is None):
+                table[key] = read_table(section, table[key], f"{source}: [{key}]", zero)
+        table["slo"] = tuple(read_table(*row) for row in rows)
         for key, kind, wanted in (("ambient_c", int | float, "a number"), ("groups", int, "an integer")):
             value = table.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

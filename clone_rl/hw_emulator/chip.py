@@ -17,7 +17,7 @@ from clone_rl.hw_emulator.precision import BITS
 from clone_rl.hw_emulator.switching import MECHANISMS
 from clone_rl.hw_emulator.systolic import DATAFLOWS
 from clone_rl.hw_emulator.voltage import REGULATORS
-from clone_rl.tables import load_toml, read_table, shipped
+from clone_rl.tables import check_keys, load_toml, read_table, shipped
 
 DRAM_STATES = ("power-down", "standby")
 """What DRAM does between two transfers."""
@@ -404,15 +404,19 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
     """
     table = dict(table)
     cls, sections = (Board, _COMMON | _BOARD) if "board" in table else (Asic, _COMMON | _ASIC)
+    points = table.get("operating_points")
+    rows = [
+        (OperatingPoint, point, f"{source}: operating_points[{i}]")
+        for i, point in enumerate(points if isinstance(points, list) else ())
+    ]
+    parts = [(section, table[name], f"{source}: [{name}]") for name, section in sections.items() if name in table]
+    check_keys(*parts, *rows, (cls, table, source))
     for name, section in sections.items():
         if name in table:
             table[name] = read_table(section, table[name], f"{source}: [{name}]", _MAY_BE_ZERO, _MAY_BE_NEGATIVE)
-    points = table.get("operating_points")
     if not isinstance(points, list) or len(points) < 2:
         raise BadFileError(f"{source}: [[operating_points]] needs at least two entries")
-    table["operating_points"] = tuple(
-        read_table(OperatingPoint, point, f"{source}: operating_points[{i}]") for i, point in enumerate(points)
-    )
+    table["operating_points"] = tuple(read_table(*row) for row in rows)
     chip: Chip = read_table(cls, table, source)
     check_chip(chip, source)
     return chip

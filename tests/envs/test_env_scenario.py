@@ -151,3 +151,18 @@ def test_more_groups_than_layers_are_refused_and_the_default_fits_any_model(trac
 def test_a_scenario_can_be_renamed_like_any_field():
     assert Scenario.load("default", name="mine").name == "mine"
     assert Scenario.load(Scenario.load("hot"), name="hotter", ambient_c=61.0).name == "hotter"
+
+
+def test_all_that_is_missing_or_unknown_in_a_scenario_is_named_at_once():
+    """In whichever tables, with what may have been meant for each."""
+    table = {"nam": "mine", "slo": [{"ttft_s": 0.02}, {"name": "b", "tpot": 1.0}], "limits": {"mis": 0.1, "disagre": 0.1}}
+    with pytest.raises(BadFileError) as caught:
+        Scenario.parse(table, "mine.toml")
+    assert caught.value.message == (
+        "mine.toml: unknown key 'nam'; missing keys 'name', 'chip', 'traces'; "
+        "mine.toml: slo[0]: missing keys 'name', 'tpot_s'; "
+        "mine.toml: slo[1]: unknown key 'tpot'; missing keys 'ttft_s', 'tpot_s'; "
+        "mine.toml: [limits]: unknown keys 'mis', 'disagre'"
+    )
+    for meant in ("'nam': did you mean 'name'?", "'tpot': keys carry their unit", "'mis': did you mean 'miss'?"):
+        assert meant in caught.value.hint

@@ -216,6 +216,21 @@ def test_a_missing_table_is_named(section):
         parse_chip(table, "my.toml")
 
 
+def test_all_that_is_missing_or_unknown_in_a_chip_file_is_named_at_once(tmp_path):
+    """In whichever tables, with what may have been meant for each."""
+    changes = ("tiles = 8 ", "tils = 8 "), ("macs = 64", ""), ("frequency_hz = 109e6", ""), ("[sfu]", "[sfus]")
+    with pytest.raises(BadFileError) as caught:
+        load_chip(write_chip(tmp_path, *changes))
+    for part in (
+        "[compute]: unknown key 'tils'; missing key 'tiles'",
+        "[lpu]: missing key 'macs'",
+        "operating_points[1]: missing key 'frequency_hz'",
+        "unknown key 'sfus'; missing key 'sfu'",
+    ):
+        assert part in caught.value.message
+    assert caught.value.hint == "'tils': did you mean 'tiles'?; 'sfus': did you mean 'sfu'?"
+
+
 @pytest.mark.parametrize("points", [None, 3, [], [{"voltage_v": 1.0, "frequency_hz": 5e8}], {"voltage_v": 1.0}])
 def test_a_chip_needs_two_operating_points(points):
     with pytest.raises(BadFileError, match=r"my.toml: \[\[operating_points\]\] needs at least two"):
