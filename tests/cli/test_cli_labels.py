@@ -1,5 +1,7 @@
 """Run folders of one name side by side: rows, tables, the report and validation follow."""
 
+from dataclasses import replace
+
 import pytest
 
 from clone_rl.agents.policy import Policy
@@ -14,9 +16,7 @@ def runs(here):
     for folder, name in (("s0", "default"), ("s1", "hot"), ("kept", "voice")):
         policy = Policy.load(name)
         (here / folder / "mine").mkdir(parents=True)
-        own = Policy(
-            policy.layers, policy.heads, {**policy.card, "name": "formerly"}, probes=policy.probes, signals=policy.signals
-        )
+        own = replace(policy, card={**Policy.load("default").card, "name": "formerly"})  # trained in one scenario
         own.save(here / folder / "mine" / "policy.safetensors")
     return here
 
