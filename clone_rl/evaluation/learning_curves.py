@@ -44,27 +44,55 @@ def event_folder(run: Path) -> Path | None:
 def read_curves(folder: Path) -> Curves:
     """Read event files; what a killed run wrote and a resumed one wrote again counts once.
 
+    Files are taken in the order in which they were begun, whatever their names: a run that begins at a step takes the place of
+    what those before it wrote from there on.
+
     Raises:
         MissingExtraError: TensorBoard is not installed.
         BadFileError: The files hold no scalars, or cannot be read.
     """
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+        import tensorboard  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         raise MissingExtraError("learning curves need TensorBoard", "pip install 'clone-rl[train]'") from None
+    points: dict[str, dict[int, float]] = {}
     try:
-        events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-        events.Reload()
-        found = {}
-        for tag in events.Tags()["scalars"]:
-            points = {event.step: event.value for event in events.Scalars(tag)}
-            steps = sorted(points)
-            found[tag] = (np.array(steps), np.array([points[step] for step in steps], np.float64))
+        files = [_events(path) for path in folder.glob("events.out.tfevents.*")]
+        for events in sorted((one for one in files if one), key=lambda one: one[0].wall_time):
+            _add(points, events)
     except Exception as error:  # whatever a damaged file does to its reader
         raise BadFileError(f"cannot read the event files in {folder}: {error!r}", "remove what is damaged") from None
-    if not found:
+    if not any(points.values()):
         raise BadFileError(f"the event files in {folder} hold no scalars", "let the training come to its first update")
-    return Curves(found)
+    return Curves(
+        {
+            tag: (np.array(sorted(own)), np.array([own[step] for step in sorted(own)], np.float64))
+            for tag, own in points.items()
+            if own
+        }
+    )
+
+
+def _events(path: Path) -> list[Any]:
+    """All events of a file, as they were written."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+
+    return list(EventFileLoader(str(path)).Load())
+
+
+def _add(points: dict[str, dict[int, float]], events: list[Any]) -> None:
+    """Add the scalars of a file to those of earlier ones, by tag and step."""
+    from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+    from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
+
+    for event in events:
+        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+            for own in points.values():
+                for step in [step for step in own if step >= event.step]:
+                    del own[step]
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "scalars":
+                points.setdefault(value.tag, {})[event.step] = float(make_ndarray(value.tensor))
 
 
 def draw_curves(figure: Any, theme: Theme, curves: Curves, limits: Mapping[str, float]) -> None:

@@ -199,16 +199,22 @@ def test_a_map_shows_where_every_decoded_token_ran(judged, tmp_path):
     assert drawn(lambda figure, theme: draw_vf_maps(figure, theme, maps), 8, 4)["dark"].startswith(b"\x89PNG")
 
 
-@pytest.fixture
-def events(tmp_path):
-    """A run that was killed at step 30 and resumed from step 20."""
+@pytest.fixture(params=[("8", "9"), ("9", "10"), ("z", "a")], ids="-".join)
+def events(tmp_path, request):
+    """A run that was killed at step 30 and resumed from step 20; its files end in those, which do not tell their order."""
     writer_of = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
-    for steps, first, shift in ((range(0, 40, 10), None, 1.0), (range(20, 60, 10), 20, 0.0)):
-        writer = writer_of(str(tmp_path / "run" / "tensorboard"), purge_step=first)
+    folder, same = tmp_path / "run" / "tensorboard", "events.out.tfevents.1800000000.host.7."
+    for end, steps, first, shift in zip(
+        request.param, (range(0, 40, 10), range(20, 60, 10)), (None, 20), (1.0, 0.0), strict=True
+    ):
+        writer = writer_of(str(folder / "new"), purge_step=first)
         for step in steps:
             writer.add_scalar("control/miss_rate", step / 1000 + shift, step)
             writer.add_scalar("multiplier/late", 1.0, step)
+        writer.add_scalar("best/miss_rate", 1.0, 30 if first is None else 50)
         writer.close()
+        next((folder / "new").iterdir()).rename(folder / f"{same}{end}")
+    (folder / "new").rmdir()
     return tmp_path / "run"
 
 
@@ -217,6 +223,7 @@ def test_curves_of_a_resumed_run_are_those_of_one_run(events):
     steps, values = curves.scalars["control/miss_rate"]
     assert steps.tolist() == [0, 10, 20, 30, 40, 50]
     assert values == pytest.approx([1.0, 1.01, 0.02, 0.03, 0.04, 0.05])
+    assert curves.scalars["best/miss_rate"][0].tolist() == [50], "what was written after the resumed run's first step is void"
     png = drawn(lambda figure, theme: draw_curves(figure, theme, curves, {"max_miss": 0.01}), 8, 4)
     assert png["light"].startswith(b"\x89PNG")
 
