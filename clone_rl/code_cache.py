@@ -56,12 +56,15 @@ def _check_own(folder: Path) -> None:
         raise PermissionError(f"{folder} belongs to others")
 
 
-class _TemporaryLocator(_numba.UserWideCacheLocator):  # type: ignore[misc]
+class _TemporaryLocator(_numba._SourceFileBackedLocatorMixin, _numba._CacheLocator):  # type: ignore[misc]
     """Below the temporary folder, in a folder for each state of the sources, so that it is never out of date."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
-        super().__init__(py_func, py_file)
+        self._py_file, self._lineno = py_file, py_func.__code__.co_firstlineno
         self._cache_path = str(_users_folder() / _sources() / self.get_suitable_cache_subpath(py_file))
+
+    def get_cache_path(self) -> str:
+        return self._cache_path
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> Any:
