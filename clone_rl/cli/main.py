@@ -121,7 +121,7 @@ def _build() -> argparse.ArgumentParser:
     _add_scenario(generate)
     generate.add_argument("--max-new-tokens", type=int, default=60, help="longest response, tokens (default: 60)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
-    generate.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from (default: 40)")
+    generate.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from; 0 takes all (default: 40)")
     generate.add_argument("--seed", type=_seed, default=0, help="of sampling, service level and interference (default: 0)")
     generate.add_argument("--slo", default="", help="service level by name, e.g. chatbot (default: drawn by the seed)")
     generate.add_argument(

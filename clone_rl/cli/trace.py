@@ -83,7 +83,7 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, default=80, help="longest response that is sampled or cut from text (default: 80)"
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampled responses, 0 is greedy (default: 0.8)")
-    parser.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from (default: 40)")
+    parser.add_argument("--top-k", type=int, default=40, help="most probable tokens to draw from; 0 takes all (default: 40)")
 
 
 def _documents(options: argparse.Namespace, responses: Responses) -> Callable[[LanguageModel], list[Document]]:

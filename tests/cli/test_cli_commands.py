@@ -180,6 +180,12 @@ def test_what_was_drawn_is_shown_with_its_slack(run_cli):
     assert f"({level.name}: TTFT {shown['ttft_s'] * 1e3:.4g} ms, TPOT {shown['tpot_s'] * 1e3:.4g} ms)" in said
 
 
+def test_generate_can_draw_from_all_tokens(run_cli):
+    asked = ("generate", "--prompt", "Once upon a time", "--max-new-tokens", "8", "--temperature", "3", "--json")
+    texts = {k: run_cli(*asked, "--top-k", k).json["generations"][0]["text"] for k in (0, -1, 1, 40)}
+    assert texts[0] == texts[-1] and len(set(texts.values())) == 3
+
+
 def test_generate_draws_the_first_response(run_cli, here):
     (here / "prompts.txt").write_text("Once\nTwice\n")
     assert run_cli("generate", "--prompt-file", "prompts.txt", *QUICK, "--picture", "p.png").code == 0

@@ -76,7 +76,7 @@ def test_unknown_names_get_a_suggestion(run_cli, snapshot, arguments, message, h
         ((*GOVERNED, "--prompt", " "), "the prompt is empty", "write something"),
         ((*GOVERNED, "--prompt", "7" * 400), "401 tokens and the context 256", "at most 255 tokens"),
         ((*GOVERNED, "--prompt", "hi", "--max-new-tokens", "0"), "max_new_tokens is 0", "at least 1"),
-        ((*GOVERNED, "--prompt", "hi", "--top-k", "0"), "top_k is 0", "at least 1"),
+        ((*GOVERNED, "--prompt", "hi", "--top-k", "-2"), "top_k is -2", "at least 1"),
         ((*GOVERNED, "--prompt", "hi", "--temperature", "-1"), "temperature is -1.0", "0 (greedy) or more"),
         (("record", "--out", "t", "--train", "0", "--validation", "0", "--test", "0"), "no prompts", "at least one"),
         (("record", "--out", "t", "--train", "5000"), "5000 prompts of each kind", "1 to 2000"),

@@ -135,7 +135,7 @@ def test_what_was_recorded_and_added_to_passes_every_check(run_cli, here, prompt
         (("--mode", "teacher-forced"), "bad_value", "has no answer"),
         (("--append",), "bad_file", "no trace set t"),
         (("--temperature", "-1"), "bad_value", "temperature is -1.0"),
-        (("--top-k", "0"), "bad_value", "top_k is 0"),
+        (("--top-k", "-2"), "bad_value", "top_k is -2"),
         (("--max-new-tokens", "0"), "bad_value", "max_new_tokens is 0"),
     ],
 )

@@ -324,7 +324,7 @@ def test_files_of_prompts_are_read(tmp_path):
         ({"split": "tests"}, UnknownNameError, "did you mean 'test'"),
         ({"max_new_tokens": 0}, BadValueError, "max_new_tokens is 0"),
         ({"temperature": -1.0}, BadValueError, "temperature is -1.0"),
-        ({"top_k": 0}, BadValueError, "top_k is 0"),
+        ({"top_k": -2}, BadValueError, "top_k is -2"),
         ({"scenario": "cold"}, UnknownNameError, "scenario"),
         ({"swithcing": "pmic"}, UnknownNameError, "did you mean 'switching'"),
         ({"render_mode": "text"}, BadValueError, "render_mode"),

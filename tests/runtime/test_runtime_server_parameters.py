@@ -8,11 +8,13 @@ import pytest
 
 from clone_rl.envs.scenario import ServiceLevel
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.llm.sampling import Sampling
 from clone_rl.runtime.server import ApiError, Settings
 from clone_rl.runtime.server.bodies import parsed
 from clone_rl.runtime.server.chat import load_renderer, plain, read_messages
 from clone_rl.runtime.server.levels import service_level
 from clone_rl.runtime.server.parameters import read_parameters, read_prompt
+from clone_rl.runtime.server.worker import _sampling
 
 CLASSES = [ServiceLevel("chat", 0.02, 0.003), ServiceLevel("code", 0.01, 0.001)]
 
@@ -72,13 +74,37 @@ def test_what_asks_for_nothing_is_taken_although_it_is_not_served():
         ("max_tokens", 10**30), ("temperature", -0.1), ("temperature", 2.1), ("temperature", "hot"), ("temperature", True),
         ("temperature", float("nan")), ("temperature", 10**400),
         ("temperature", float("inf")),
-        ("top_k", 0), ("seed", -1), ("seed", 2**31),
+        ("top_k", -2), ("seed", -1), ("seed", 2**31),
         ("seed", 1.0), ("stop", ""), ("stop", ["a"] * 5), ("stop", ["a", 1]), ("stop", {}), ("stop", [""]),
         ("stream", "yes"), ("stream", 1), ("stream_options", {"include_usage": True}), ("stream_options", []),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(name, value):
     assert refused(read_parameters, {name: value}, "completions").param == name
+
+
+@pytest.mark.parametrize("off", [0, -1])
+def test_top_k_can_be_switched_off(off):
+    assert _sampling(read_parameters({"top_k": off}, "completions")) == Sampling(top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda: read_parameters({"n": True}, "chat"), "n is true, which is not served (1, or"),
+        (lambda: read_parameters({"logprobs": True}, "chat"), "(false, or leave it out)"),
+        (lambda: read_parameters({"response_format": {"type": [None]}}, "chat"), '{"type": [null]}'),
+        (lambda: read_parameters({"seed": False}, "chat"), "seed is false"),
+        (lambda: read_parameters({"stop": [True, None]}, "chat"), "stop is [true, null]"),
+        (lambda: read_prompt({"prompt": [None, True]}), "the prompt is [null, true]"),
+        (lambda: read_prompt({}), "the prompt is missing"),
+        (lambda: read_messages({"messages": [{"role": None, "content": "a"}]}), "messages[0].role is null"),
+        (lambda: service_level(True, {}, CLASSES, CLASSES[0]), "slo is true"),
+        (lambda: service_level({"ttft_s": False, "tpot_s": 1}, {}, CLASSES, CLASSES[0]), "slo.ttft_s is false"),
+    ],
+)
+def test_messages_have_the_words_of_json(read, words):
+    assert words in str(refused(read))
 
 
 def test_two_limits_and_strange_stream_options_are_refused():

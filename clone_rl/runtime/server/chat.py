@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.errors import BadFileError
-from clone_rl.runtime.server.failures import ApiError
+from clone_rl.runtime.server.failures import ApiError, shown
 
 _ROLES = ("system", "developer", "user", "assistant")
 _HARMLESS = {"name", "refusal", "annotations"}
@@ -34,7 +34,7 @@ def _message(message: Any, param: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise ApiError(400, f"{param} is no object", "role and content", param)
     if (role := message.get("role")) not in _ROLES:
-        raise ApiError(400, f"{param}.role is {role!r:.80}", f"one of {', '.join(_ROLES)}", f"{param}.role")
+        raise ApiError(400, f"{param}.role is {shown(role)}", f"one of {', '.join(_ROLES)}", f"{param}.role")
     for name, value in message.items():
         if name not in ("role", "content") and (name not in _HARMLESS or (name != "name" and value)) and value is not None:
             raise ApiError(400, f"{param}.{name!s:.80} is not served", "messages of text", param)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from clone_rl.errors import CloneRLError
 
+_LONGEST = 80  # characters of a value in a message
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -45,6 +47,16 @@ class ApiError(CloneRLError):
         """In OpenAI's shape."""
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def shown(value: Any) -> str:
+    """A value of a request in a message: in the words of JSON, and not too long.
+
+    >>> shown([True, None, 0.5, "a"]), shown("a")
+    ('[true, null, 0.5, "a"]', "'a'")
+    """
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def broken() -> ApiError:

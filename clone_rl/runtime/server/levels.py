@@ -7,7 +7,7 @@ from typing import Any
 
 from clone_rl.envs.scenario import ServiceLevel
 from clone_rl.errors import UnknownNameError
-from clone_rl.runtime.server.failures import ApiError
+from clone_rl.runtime.server.failures import ApiError, shown
 
 LEAST_S, MOST_S = 1e-6, 3600.0
 """Targets that are taken seriously."""
@@ -40,7 +40,7 @@ def service_level(
         return _targets(given.get("ttft_s"), given.get("tpot_s"), "slo.ttft_s", "slo.tpot_s")
     if given is not None:
         known = ", ".join(level.name for level in classes)
-        raise ApiError(400, f"slo is {given!r:.80}", f"a class by name ({known}), or ttft_s and tpot_s", "slo")
+        raise ApiError(400, f"slo is {shown(given)}", f"a class by name ({known}), or ttft_s and tpot_s", "slo")
     name, *targets = (headers.get(header) for header in (CLASS_HEADER, TTFT_HEADER, TPOT_HEADER))
     if name is not None:
         if targets != [None, None]:
@@ -70,6 +70,6 @@ def _targets(ttft_s: Any, tpot_s: Any, *params: str) -> ServiceLevel:
     for value, param in zip((ttft_s, tpot_s), params, strict=True):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not LEAST_S <= value <= MOST_S:  # NaN is neither
-            found = "is missing" if value is None else f"is {value!r:.80}"
+            found = "is missing" if value is None else f"is {shown(value)}"
             raise ApiError(400, f"{param} {found}", f"seconds, {LEAST_S:g} to {MOST_S:g}; TTFT and TPOT both", param)
     return ServiceLevel(OWN, float(ttft_s), float(tpot_s))

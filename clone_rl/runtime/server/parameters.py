@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clone_rl.errors import UnknownNameError
-from clone_rl.runtime.server.failures import ApiError
+from clone_rl.runtime.server.failures import ApiError, shown
 
 _COMMON_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -95,7 +95,7 @@ def read_parameters(body: Mapping[str, Any], endpoint: str) -> Parameters:
     return Parameters(
         max_tokens=longest,
         temperature=_real(body, "temperature", 0.0, 2.0),
-        top_k=_integer(body, "top_k", 1, _MOST_TOKENS),
+        top_k=_integer(body, "top_k", -1, _MOST_TOKENS),
         seed=_integer(body, "seed", 0, _LARGEST_SEED),
         stop=_stops(body.get("stop")),
         stream=stream,
@@ -118,7 +118,8 @@ def read_prompt(body: Mapping[str, Any]) -> str | tuple[int, ...]:
         return tuple(prompt)
     if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(one, str | list) for one in prompt):
         raise ApiError(400, f"{len(prompt)} prompts", "one prompt a request: the chip serves a batch of one", "prompt")
-    raise ApiError(400, f"the prompt is {_short(prompt)}", "text, or a list of token ids", "prompt")
+    found = "missing" if prompt is None else shown(prompt)
+    raise ApiError(400, f"the prompt is {found}", "text, or a list of token ids", "prompt")
 
 
 def _check_names(body: Mapping[str, Any], endpoint: str) -> None:
@@ -130,26 +131,21 @@ def _check_names(body: Mapping[str, Any], endpoint: str) -> None:
         if name not in defaults:
             raise ApiError.of(UnknownNameError("parameter", name, known | defaults.keys()), name)
         if not any(value == default and isinstance(value, bool) == isinstance(default, bool) for default in defaults[name]):
-            served = " or ".join(repr(default) for default in defaults[name]) or "null"
-            raise ApiError(400, f"{name} is {_short(value)}, which is not served", f"{served}, or leave it out", name)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            served = " or ".join(shown(default) for default in defaults[name]) or "null"
+            raise ApiError(400, f"{name} is {shown(value)}, which is not served", f"{served}, or leave it out", name)
 
 
 def _flag(values: Mapping[str, Any], name: str, param: str = "") -> bool:
     value = values.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{param or name} is {_short(value)}", "true or false", param or name)
+        raise ApiError(400, f"{param or name} is {shown(value)}", "true or false", param or name)
     return bool(value)
 
 
 def _integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
     value = body.get(name)
     if value is not None and (type(value) is not int or not low <= value <= high):
-        raise ApiError(400, f"{name} is {_short(value)}", f"an integer, {low} to {high}", name)
+        raise ApiError(400, f"{name} is {shown(value)}", f"an integer, {low} to {high}", name)
     return value
 
 
@@ -158,7 +154,7 @@ def _real(body: Mapping[str, Any], name: str, low: float, high: float) -> float 
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ApiError(400, f"{name} is {_short(value)}", f"a number, {low:g} to {high:g}", name)
+        raise ApiError(400, f"{name} is {shown(value)}", f"a number, {low:g} to {high:g}", name)
     return float(value)
 
 
@@ -166,7 +162,7 @@ def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else [] if value is None else value
     right = isinstance(stops, list) and len(stops) <= _MOST_STOPS and all(isinstance(s, str) and s for s in stops)
     if not right:
-        raise ApiError(400, f"stop is {_short(value)}", f"a text, or at most {_MOST_STOPS} of them, none empty", "stop")
+        raise ApiError(400, f"stop is {shown(value)}", f"a text, or at most {_MOST_STOPS} of them, none empty", "stop")
     return tuple(stops)
 
 
@@ -174,7 +170,7 @@ def _include_usage(options: Any, stream: bool) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
-        raise ApiError(400, f"stream_options is {_short(options)}", "an object", "stream_options")
+        raise ApiError(400, f"stream_options is {shown(options)}", "an object", "stream_options")
     if not stream:
         raise ApiError(400, "stream_options without stream", "set stream to true", "stream_options")
     for name, value in options.items():  # padding against traffic analysis is nothing that loopback needs
