@@ -46,7 +46,7 @@ class ModelLayerControlEnv(LiveLayerControlEnv):
     and charged at; empty for the emulator's default), ``prompts`` (a list of texts, the path of a file as ``clone-rl
     generate --prompt-file`` takes it, or None for the shipped ones, which no model of the package was trained on), ``split``
     (which of the shipped prompts, or of a file's that name one: train, validation, test), ``max_new_tokens``,
-    ``temperature`` and ``top_k`` (of the sampling; temperature 0 is greedy, ``top_k`` 0 takes all), ``reward``, ``cost``, ``render_mode`` and any
+    ``temperature`` and ``top_k`` (of the sampling; temperature 0 is greedy), ``reward``, ``cost``, ``render_mode`` and any
     other field of ``clone_rl.envs.scenario.Scenario``, such as ``kv="exact"``. All of them can be written as JSON.
 
     ### Errors
