@@ -102,6 +102,14 @@ def _take(lookout: Any, action: int) -> int:
     return _taken(lookout.world, lookout.state[0], lookout.missing, action)
 
 
+def _number(value: Any) -> float:
+    """A number, NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def _stored(value: float) -> float:
     """A reading as trace sets hold it, which controllers were trained on: through float16."""
     return float(np.float16(min(value, 65504.0)))
@@ -136,10 +144,10 @@ class Lookout:
         point: int = 0,
     ) -> None:
         check_counts(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens)
-        expected = float(max_new_tokens if expected_tokens is None else expected_tokens)
+        expected = max_new_tokens if expected_tokens is None else expected_tokens
         for name, value in (("expected_tokens", expected), ("waited_s", waited_s)):
-            if not 0.0 <= value < math.inf:
-                raise BadValueError(f"{name} is {value}", "a finite number, 0 or more")
+            if not 0.0 <= _number(value) < math.inf:
+                raise BadValueError(f"{name} is {value!r}", "a finite number, 0 or more")
         longest, world = prompt_tokens + max_new_tokens, tables.world(prompt_tokens + max_new_tokens)
         if tables.reach is not None:
             prompts = world.layer_s.shape[2] - int(world.prices.prefill[0]) - 1
@@ -172,8 +180,10 @@ class Lookout:
         self._read = tuple(name for name in self._places if name in HIDDEN)
         self._of_token = tuple(name for name in self._places if name not in HIDDEN)
         chosen = np.array([EXTRA_SIGNALS.index(name) for name in signals], np.int64)
-        self._probes, self._at, self._die_c = bool(rules["probe"]), _PROMPT, float(chip["ambient_c"])
+        self._probes, self._delays = bool(rules["probe"]), bool(rules["delay"])
+        self._at, self._die_c = _PROMPT, float(chip["ambient_c"])
         self._lookout = _Lookout(world, state, np.zeros(layers, np.int64), chosen, self._told, seen)
+        self._point = state["point"].item
         kind, real = numba.typeof(self._lookout), types.float64
         self._see = entry(_look, kind, real, real, real, types.boolean, real)
         self._follow = entry(_take, kind, types.int64)
@@ -214,6 +224,16 @@ class Lookout:
             self._die_c = die_c
         self._see(self._lookout, clock_s, sure, kl, busy, self._die_c)
 
+    @property
+    def may_exit(self) -> bool:
+        """Whether an exit that is decided on now can be one; a decision that is delayed is for another boundary."""
+        return self._at == _READS or self._delays
+
+    @property
+    def point(self) -> int:
+        """Operating point in force."""
+        return int(self._point())
+
     def took(self, action: int) -> None:
         """The step that was decided on: 0 to the top operating point, or one more to exit."""
         self._at = self._follow(self._lookout, action)
@@ -226,8 +246,7 @@ class Lookout:
                 "leave it out in the prompt's layers and before the first layer of a token",
             )
         try:
-            agree, kl = probe
-            agree, kl = float(agree), float(kl)
+            agree, kl = (float(each) for each in probe)
         except (TypeError, ValueError):
             raise BadValueError(f"probe is {probe!r}", "(probability of agreement, predicted KL in nats)") from None
         if not (0.0 <= agree <= 1.0 and 0.0 <= kl < math.inf):
@@ -236,10 +255,7 @@ class Lookout:
 
     @staticmethod
     def _celsius(die_c: Any) -> float:
-        try:
-            found = float(die_c)
-        except (TypeError, ValueError):
-            found = math.nan
+        found = _number(die_c)
         if not _ABSOLUTE_ZERO_C < found < math.inf:
             raise BadValueError(f"die_c is {die_c!r}", "finite degrees Celsius")
         return found
@@ -255,10 +271,7 @@ class Lookout:
                     f"a {name} of {value!r} where there is none",
                     "leave it out in the prompt's layers" + (" and before a token's first layer" if name in HIDDEN else ""),
                 )
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
+            number = _number(value)
             if not math.isfinite(number):
                 raise BadValueError(f"{name} is {value!r}", "a finite number")
             if name in self._places:

@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.workload import is_count
 
 
 def check_counts(**values: int) -> None:
     """Numbers of something.
 
     Raises:
-        BadValueError: One is below 1.
+        BadValueError: One is below 1, or no whole number.
     """
     for name, value in values.items():
-        if value < 1:
-            raise BadValueError(f"{name} is {value}", "at least 1")
+        if not is_count(value) or value < 1:
+            raise BadValueError(f"{name} is {value!r}", "a whole number, at least 1")
 
 
 def check_slowdown(slowdown: float) -> float:

@@ -142,8 +142,9 @@ class RuntimeRequest:
 
         Either on an observation of the host's own, or on what the host knows, by name. Then the request reckons the
         observation that ``clone_rl.envs`` would show: token, layer, point, context and due time follow from what was decided,
-        and the clock from what ``observe`` is told, which has to be called after every decision. One request is asked in one
-        of the two ways.
+        and the clock from what ``observe`` is told, which has to be called after every decision. An exit where none is
+        possible, in the prompt or before a token's first layer, is the next layer at the point in force then. One request is
+        asked in one of the two ways.
 
         Args:
             observation: (width,) finite numbers, see ``clone_rl.envs.observation``.
@@ -207,10 +208,17 @@ class RuntimeRequest:
             lookout = self._lookout = lookout()
         self._unobserved = 1  # its clock is what it is told
         lookout.look(self._clock_s, **known)
-        decision = self.decide(self._seen)
         self._looked += 1
-        lookout.took(self._top + 1 if decision.exit else decision.operating_point)
-        return decision
+        leaves = False
+        try:
+            leaves = self.decide(self._seen).exit
+        finally:  # whatever an actuator raises, the step was decided on
+            may_exit, point = lookout.may_exit, lookout.point
+            lookout.took(self._top + 1 if leaves else self._point)
+        if leaves and not may_exit:
+            self._left -= 1
+            return self._runs[point]
+        return (self._exits if leaves else self._runs)[self._point]
 
     def observe(self, cost: LayerCost) -> None:
         """Take in what the last decision and its step took.

@@ -113,12 +113,16 @@ def spied(monkeypatch):
 
 
 def replayed(request, record):
-    """The loop of a host that knows nothing else."""
+    """The loop of a host that knows nothing else; exits where there are none are the next layer, in ``generate`` too."""
+    delays, none = bool(record.live[-1].control.scenario.decision_delay), 0
     for known, seen, decided, cost in zip(record.known, record.seen, record.decided, record.costs, strict=True):
+        if decided.exit and "norm" not in known and not delays:
+            decided, none = Decision(decided.operating_point), none + 1
         assert request.decide(**known) == decided
         assert request._seen.tobytes() == seen.tobytes()
         request.observe(cost)
     ours, theirs = request.report(), record.request.report()
+    assert ours.pop("exits") == theirs.pop("exits") - none
     assert ours.pop("latency_s") == pytest.approx(theirs.pop("latency_s"))
     assert ours == theirs
 
@@ -458,6 +462,9 @@ def test_the_controllers_own_decide_takes_names_too(loaded):
         ({"slo": 3}, BadValueError, "service level 3"),
         ({"prompt_tokens": 0}, BadValueError, "prompt_tokens is 0"),
         ({"max_new_tokens": 0}, BadValueError, "max_new_tokens is 0"),
+        ({"max_new_tokens": 2.5}, BadValueError, "max_new_tokens is 2.5"),
+        ({"prompt_tokens": "ten"}, BadValueError, "prompt_tokens is 'ten'"),
+        ({"waited_s": None}, BadValueError, "waited_s is None"),
         ({"waited_s": -1.0}, BadValueError, "waited_s is -1"),
         ({"expected_tokens": float("nan")}, BadValueError, "expected_tokens is nan"),
         ({"prompt_tokens": 33}, BadValueError, "a prompt of 33 tokens.*32 at most"),
@@ -525,6 +532,39 @@ def test_a_decision_whose_cost_is_not_told_ends_the_controllers_part(loaded, cap
     assert request.decide() == Decision(7)
     assert "not told what its last decisions cost" in request.report()["failure"]
     assert request.report()["degraded"] == 1
+
+
+def test_an_exit_where_there_is_none_is_the_next_layer():
+    class Leaves(Random):
+        def act(self, _):
+            return np.array([[8]])
+
+    runtime = RuntimeController(Leaves(0), 8, host=emulated_host("default"))
+    request = at(runtime, "first")
+    assert request.decide() == Decision(7)
+    request.observe(COST)
+    assert request.report()["exits"] == 0
+    assert request.decide(probe=(0.5, 0.1)) == Decision(7, exit=True)
+    request.observe(COST)
+    assert request.report()["exits"] == 1
+    assert request.decide() == Decision(7)
+    assert shown(request, "layer") == 0.0
+
+
+def test_whatever_an_actuator_raises_the_request_is_followed():
+    class Broken:
+        def set(self, _):
+            raise ZeroDivisionError
+
+    runtime = RuntimeController.load("default", actuator=Broken())
+    request, fine = at(runtime, "prompt"), at(RuntimeController.load("default"), "prompt")
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            request.decide()
+        fine.decide()
+        assert request._seen.tobytes() == fine._seen.tobytes()
+        request.observe(COST)
+        fine.observe(COST)
 
 
 def test_a_failed_request_is_still_followed(loaded):
