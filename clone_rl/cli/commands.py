@@ -100,7 +100,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     results = {**evaluation.as_json(), "limits": judged}
     write_json(folder / "results.json", results)
     write_rows(folder / "rows.csv", evaluation.requests)
-    print(table(evaluation.summary), *broken(judged), f"policy: {folder / 'policy.safetensors'}", sep="\n", file=sys.stderr)
+    told = (evaluation.setting, table(evaluation.summary), *broken(judged), f"policy: {folder / POLICY}")
+    print(*told, sep="\n", file=sys.stderr)
     return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **results}
 
 

@@ -83,6 +83,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     write_json(folder / "generation.json", {"prompt": options.prompt, **summary})
     if not options.json:
         print(f"\n{options.prompt}{answer.text}\n  [{commands.generation_lines(summary)}]\n")
+        print(evaluation.setting)
         print(table(evaluation.summary))
         print(f"\nrun folder: {folder}")
     return {"run_dir": str(folder), "controllers": evaluation.summary, "generation": summary}

@@ -100,6 +100,7 @@ def _check(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl evaluate``."""
     import sys
+    from dataclasses import replace
     from functools import partial
 
     from clone_rl.agents.lut import LutPolicy
@@ -155,9 +156,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         found, lines = {**result.as_json(), "mode": "replay", "shield": options.shield}, result.requests
         for note in result.notes:
             print(f"clone-rl: {note}", file=sys.stderr)
+    setting = replace(result.setting, shield=options.shield)
+    found |= {"setting": setting.as_json()}
     if options.out:
         write_rows(Path(options.out), lines)
     if not options.json:
+        print(setting)
         print(table(result.summary))
         if options.live:
             print(

@@ -89,8 +89,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     files = [str(folder / "report.html"), *(str(folder / f"{p.name}.png") for p in pictures.values())]
     if not options.json:
         print(*files, sep="\n")
-    best = results.best if results else ""
-    return {"files": files, "best": best, "summary": results.summary if results else [], "notes": notes}
+    best, setting = (results.best, results.told.as_json()) if results else ("", None)
+    return {"files": files, "best": best, "setting": setting, "summary": results.summary if results else [], "notes": notes}
 
 
 def _pictures(

@@ -125,13 +125,24 @@ def granularity(options: argparse.Namespace) -> dict[str, Any]:
     _write_csv(table, found["cells"])
     draw_granularity(picture, found)
     if not options.json:
-        print(_table(found["cells"]))
+        print(_setting(study), _table(found["cells"]), sep="\n")
         print(f"rows: {results}, {table}; picture: {picture}")
     return {"run_dir": str(folder), "files": [str(results), str(table), str(picture)], **found}
 
 
 def _bar(bar: Any, stage: str, total: int, done: int) -> Any:
     return bar(total=total, initial=done, unit="cell", desc=f"granularity: {stage}")
+
+
+def _setting(study: GranularityStudy) -> str:
+    """What the table is of."""
+    from clone_rl.envs.scenario import Scenario
+    from clone_rl.evaluation.setting import limits_line
+
+    return (
+        f"{study.scenario}, its times scaled to each chip; test split, all requests and the {study.requests} of the oracle, "
+        f"1 seed; replayed, no shield; {limits_line(Scenario.load(study.scenario).limits)}"
+    )
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

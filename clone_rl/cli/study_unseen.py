@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,15 +30,21 @@ def run_unseen(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.bars import Bar
     from clone_rl.cli.controllers import compared
     from clone_rl.cli.scenario import control_of
+    from clone_rl.evaluation.protocol import chosen_documents
+    from clone_rl.evaluation.setting import Setting
     from clone_rl.evaluation.unseen import unseen
 
     control = control_of(options, options.controllers, options.split)
     limits, controllers = compared(options, control)
     bar_of = partial(Bar, desc="unseen", unit="condition", delay=2.0, disable=None, dynamic_ncols=True)
     rows = unseen(control, controllers, options.split, options.seed, options.seeds, limits, options.requests, bar_of)
+    requests = len(chosen_documents(control, options.split, 1, options.requests))
+    setting = replace(Setting.of(control, options.split, requests, options.seeds, limits), shield=None)
     if not options.json:
+        print(setting)
         print(_table(rows))
-    return plain({"scenario": control.scenario.name, "split": options.split, "rows": rows})  # type: ignore[no-any-return]
+    found = {"scenario": control.scenario.name, "split": options.split, "setting": setting.as_json(), "rows": rows}
+    return plain(found)  # type: ignore[no-any-return]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,9 @@ from clone_rl.version import __version__
 _KEPT = ("baselines", "scenario", "chip", "traces", "trials", "seed", "max_miss", "max_disagree", "max_dnll", "out", "command")
 """What a run folder keeps of the options, for ``--resume``."""
 
+_SPLITS = ("train", "validation")
+"""What figures are of."""
+
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """The parser of ``clone-rl tune``, but for the options that other commands have as well."""
@@ -108,7 +111,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
             f"the search stopped; its trials are in {folder}", f"continue with: clone-rl tune --resume {folder}"
         ) from None
     if not options.json:
-        print(_table(rows))
+        print(*_settings(controls, kept), _table(rows), sep="\n")
     print("settings: " + ", ".join(map(str, paths.values())), file=sys.stderr)
     return {"run_dir": str(folder), "files": [str(path) for path in paths.values()], "tuned": rows}
 
@@ -143,10 +146,25 @@ def _tune_all(control: Any, kept: Mapping[str, Any], folder: Path, path: Path) -
         write_tuned(path, control.scenario.name, tuned_for, {name: {**entry, "settings": found.settings}})
         settings = found.controller.describe()
         seconds = round(time.monotonic() - began, 3)
-        rows.append({"scenario": control.scenario.name, **row, "settings": settings, "seconds": seconds})
+        requests = {split: len(control.traces.documents(split)) for split in _SPLITS}
+        where = {"scenario": control.scenario.name, "chip": control.emulator.chip.name, "requests": requests}
+        rows.append({**where, **row, "settings": settings, "seconds": seconds})
         if not found.within_constraints:
             print(f"clone-rl: {name} cannot hold the limits in {control.scenario.name}; it breaks them least", file=sys.stderr)
     return rows
+
+
+def _settings(controls: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """What the figures are of, a line for each scenario."""
+    from clone_rl.evaluation.setting import limits_line
+
+    lines = []
+    for control in controls.values():
+        limits = control.scenario.limits.but(kept["max_miss"], kept["max_disagree"], kept["max_dnll"])
+        counts = " and ".join(f"{len(control.traces.documents(split))} {split}" for split in _SPLITS)
+        where = f"{control.scenario.name} on {control.emulator.chip.name}"
+        lines.append(f"{where}; {counts} requests x 1 seed; replayed, no shield; {limits_line(limits)}")
+    return lines
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -267,6 +267,7 @@ def page(
     parts = [f"<h1>{escape(title)}</h1>"]
     shown = {name: _picture(picture) for name, picture in pictures.items()}
     if results:
+        parts.append(f"<p class=soft>{escape(str(results.told))}</p>")
         parts.append(f'<p class="verdict{"" if results.best else " none"}">{escape(sentence(results))}</p>')
         parts.append(f"<h2>Comparison</h2>{shown.get('pareto', '')}{_summary(results.summary, results.best)}")
         if measured(results.summary):

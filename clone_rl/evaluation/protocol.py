@@ -17,6 +17,7 @@ from clone_rl.envs.scenario import Limits
 from clone_rl.errors import BadValueError
 from clone_rl.evaluation.regret import Clairvoyant, Regret, spread
 from clone_rl.evaluation.rows import Origin, request_rows
+from clone_rl.evaluation.setting import Setting
 from clone_rl.evaluation.summary import paired, summarise, winner
 
 
@@ -41,6 +42,7 @@ class Evaluation:
         summary: One row per controller, over all seeds.
         best: The controller with the least energy of those within the constraints; empty where there is none.
         requests: One row per controller and request, as ``clone_rl.evaluation.rows`` writes them.
+        setting: What was run, in one line for people.
         notes: What could not be measured, and why.
     """
 
@@ -52,11 +54,13 @@ class Evaluation:
     summary: list[dict[str, Any]]
     best: str
     requests: list[dict[str, Any]]
+    setting: Setting
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         found = {"scenario": self.scenario, "split": self.split, "seed": self.seed, "seeds": self.seeds, "rows": self.rows}
+        found |= {"setting": self.setting.as_json()}
         return {**found, "summary": self.summary, "best": self.best, "notes": self.notes}
 
 
@@ -177,4 +181,5 @@ def evaluate(
     else:
         for row in summary:
             row |= {"over_best": None, "over_best_ci": None}
-    return Evaluation(control.scenario.name, split, seed, firsts, rows, summary, best, lines, clairvoyant.notes)
+    setting = Setting.of(control, split, len(documents), seeds, limits, "live" if origin.live else "replay")
+    return Evaluation(control.scenario.name, split, seed, firsts, rows, summary, best, lines, setting, clairvoyant.notes)

@@ -14,6 +14,7 @@ from clone_rl.errors import BadFileError
 from clone_rl.evaluation.live import beside_replay
 from clone_rl.evaluation.regret import Regret
 from clone_rl.evaluation.rows import CLAIRVOYANT, records
+from clone_rl.evaluation.setting import Setting
 from clone_rl.evaluation.summary import paired, summarise, winner
 
 _SETTING = (
@@ -56,6 +57,13 @@ class Results:
     versions: list[str]
     requests: int
     seeds: list[int]
+
+    @property
+    def told(self) -> Setting:
+        """What was run, in one line for people."""
+        setting, seeds = self.setting, len(self.seeds)
+        scenario, chip, split = (str(setting[name]) for name in ("scenario", "chip", "split"))
+        return Setting(scenario, chip, split, self.requests // seeds, seeds, self.limits, self.mode)
 
 
 def regret_of(rows: Sequence[Row]) -> Regret | None:

@@ -31,6 +31,21 @@ def test_rows_carry_seed_verdict_and_regret_in_its_parts(run_cli, trace_folder, 
     assert snapshot() == {}
 
 
+def test_a_table_says_what_it_is_of(run_cli, trace_folder, here):
+    asked = ("evaluate", "performance", "--traces", trace_folder, "--no-oracle", "--seeds", "2", "--requests", "3")
+    limits = "limits: 1 % late, 3 % differ, dNLL 0.02"
+    line = f"default on asic28-sram; test split, 3 requests x 2 seeds; replayed, no shield; {limits}"
+    assert run_cli(*asked, "--max-disagree", "0.03", "--out", "rows.csv").out.splitlines()[0] == line
+    found = run_cli(*asked, "--shield", "--repeats", "2", "--json").json["setting"]
+    assert found == {
+        "scenario": "default", "chip": "asic28-sram", "split": "test", "requests": 6, "seeds": 2, "mode": "replay",
+        "shield": True, "limits": {"miss": 0.01, "disagree": 0.02, "dnll": 0.02},
+    }  # fmt: skip
+    told = run_cli("report", "rows.csv", "--json").json["setting"]
+    assert told == {**found, "requests": 3, "shield": False, "limits": {**found["limits"], "disagree": 0.03}}
+    assert line in (here / "rows-report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
 def test_rows_are_validated_by_running_them_again(run_cli, trace_folder, here, name):
     made = run_cli(

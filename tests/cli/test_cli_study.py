@@ -34,7 +34,8 @@ def test_rows_a_table_and_a_picture_lie_in_the_run_folder(study, run_cli, here):
     assert len(list((folder / "scenarios").iterdir())) == 2
 
     # People get a line for each cell, here of the finished study.
-    head, *_, first, second, files = run_cli("study", "granularity", "--resume", "runs/study").out.splitlines()
+    setting, head, *_, first, second, files = run_cli("study", "granularity", "--resume", "runs/study").out.splitlines()
+    assert setting.startswith("default, its times scaled to each chip; test split, all requests and the ")
     assert {"chip", "switch", "heuristic", "regret", "oracle"} <= set(head.split())
     assert [row.split()[:2] for row in (first, second)] == [["asic28-sram", "token"]] * 2
     assert "runs/study/results.json" in files
@@ -100,7 +101,11 @@ def test_unseen_conditions_as_rows_and_as_a_table(run_cli):
     }
     assert len(rows) == 40
     assert all(row["miss_rate"] == 0 for row in rows if row["name"] == "performance")
-    head, *lines = run_cli(*asked).out.splitlines()
+    setting, head, *lines = run_cli(*asked).out.splitlines()
+    assert setting == (
+        "default on asic28-sram; test split, 4 requests x 1 seed; replayed, without and with the shield; "
+        "limits: 1 % late, 2 % differ, dNLL 0.02"
+    )
     assert head.split()[:2] == ["condition", "controller"]
     assert len(lines) == 20
     assert f"{rows[1]['energy_per_token_j'] * 1e6:.3f}" in lines[1]

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from clone_rl.agents import baselines
-from clone_rl.cli import controllers
+from clone_rl.agents import baselines, registry
 
 pytest_plugins = ["cli_running"]
 
@@ -39,7 +38,11 @@ def test_tune_leaves_settings_with_how_they_were_found(tune, here):
 def test_tune_for_people_is_a_table_and_says_what_cannot_be_held(tune):
     done = tune("performance", "powersave", "static", "--trials", "2")
     assert done.code == 0
-    head, *rows = done.out.splitlines()
+    setting, head, *rows = done.out.splitlines()
+    assert setting == (
+        "default on asic28-sram; 16 train and 5 validation requests x 1 seed; replayed, no shield; "
+        "limits: 1 % late, 2 % differ, dNLL 0.02"
+    )
     assert {"baseline", "late", "differs", "within"} <= set(head.split())
     assert [row.split()[1] for row in rows] == ["performance", "powersave", "static"]
     assert "powersave cannot hold the limits" in done.err
@@ -103,8 +106,8 @@ def test_evaluate_takes_tuned_settings_and_no_others(tune, run_cli, trace_folder
     moved = run_cli(*evaluate, "--scenario", "voice", "--json")
     assert "other rules" in moved.error["message"]
     # What ships is looked at in the same way, but a mismatch is no error there: it is said, and the baseline is tuned.
-    monkeypatch.setattr(controllers, "QUICK_TRIALS", 2)
-    monkeypatch.setattr(controllers, "tuned_path", lambda _: here / "mine.json")
+    monkeypatch.setattr(registry, "QUICK_TRIALS", 2)
+    monkeypatch.setattr(registry, "tuned_path", lambda _: here / "mine.json")
     assert "tuning" not in run_cli(*evaluate[:-2]).err
     fresh = run_cli(*evaluate[:-2], "--max-miss", "0.5")
     assert fresh.code == 0
@@ -113,7 +116,7 @@ def test_evaluate_takes_tuned_settings_and_no_others(tune, run_cli, trace_folder
 
 @pytest.mark.slow
 def test_evaluate_takes_every_baseline(run_cli, trace_folder, monkeypatch):
-    monkeypatch.setattr(controllers, "QUICK_TRIALS", 1)
+    monkeypatch.setattr(registry, "QUICK_TRIALS", 1)
     done = run_cli("evaluate", *baselines(), "--traces", trace_folder, "--no-oracle", "--json")
     assert [row["name"] for row in done.json["rows"]] == baselines()
     assert len(json.dumps(done.json["rows"])) < 60_000  # settings are for people: no weights among them
