@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.workload import Workload
@@ -90,6 +91,28 @@ class LanguageModel:
             UnsupportedModelError: The model cannot be run layer by layer, with the reason.
         """
         return Anatomy(self.model)
+
+    @cached_property
+    def hf_tokenizer(self) -> Any:
+        """The tokenizer as ``transformers`` has it, with the start of a text that the model was trained with.
+
+        Raises:
+            BadFileError: The folder's own cannot be loaded.
+        """
+        if (folder := Path(self.name)).is_dir() and not is_packed(folder):
+            try:
+                return AutoTokenizer.from_pretrained(folder, **OFFLINE)
+            except Exception as error:  # every tokenizer class has its own
+                raise BadFileError(f"{self.name}: its tokenizer cannot be loaded", reason(error)) from None
+        backend = Tokenizer.from_str(self.tokenizer.backend.to_str())
+        special = [(str(backend.id_to_token(token)), token) for token in self.start_ids]
+        if special and not self.tokenizer.start_ids:
+            single = " ".join([token for token, _ in special] + ["$A"])
+            backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
+        ends = [backend.id_to_token(token) for token in sorted(self.end_ids)]
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, **({"eos_token": ends[0], "pad_token": ends[0]} if ends else {})
+        )
 
     def need_probe(self) -> Probe:
         """The exit probe.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -45,6 +46,22 @@ class Text:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    @cached_property
+    def _fast(self) -> Any:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(tokenizer_object=self.backend)
+
+    def __getattr__(self, name: str) -> Any:
+        """What ``transformers`` asks of a tokenizer besides, as its ``StopStringCriteria`` does."""
+        if name.startswith("__") or name == "backend":
+            raise AttributeError(name)
+        return getattr(self._fast, name)
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Tokens of texts, as a tokenizer of ``transformers`` gives them."""
+        return self._fast(text, **options)
 
     @property
     def size(self) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from clone_rl.agents.controller import Controller
@@ -136,7 +137,7 @@ class ControlledDecoding:
         self.request: LiveRequest | None = None
         self.requests = 0
         self._live = LiveControl(self.scenario, self.emulator)
-        self._probe, self._seed, self._measure = probe, seed, measure
+        self._probe, self._seed, self._measure, self._tokenizer = probe, seed, measure, host.tokenizer
         self._lock = threading.Lock()
 
     @classmethod
@@ -155,6 +156,7 @@ class ControlledDecoding:
         seed: int = 0,
         measure: bool = False,
         shield: bool = False,
+        tokenizer: Any = None,
     ) -> ControlledDecoding:
         """A controller by name, attached to a model.
 
@@ -167,6 +169,7 @@ class ControlledDecoding:
             strict: Refuse a policy that was trained on another scenario or model. Its decisions are about fractions of depth
                 and time, so it can be tried on others.
             slo, seed, measure, shield: See the class.
+            tokenizer: Of a model of ``transformers``, for ``stop_strings``; others bring theirs.
 
         Raises:
             UnknownNameError: Nothing has this name.
@@ -188,6 +191,7 @@ class ControlledDecoding:
             check(replace(place, model=repr(files.name), sha256=files.sha256 or None))
         host = HostModel.of(model, probe, workload, precision)
         check(replace(place, model=host.name, sha256=host.sha256))
+        host = host if tokenizer is None else replace(host, tokenizer=tokenizer)
         return cls(found, host, chosen, slo, seed, measure, shield)
 
     def __call__(
@@ -200,9 +204,10 @@ class ControlledDecoding:
         streamer: Any = None,
         slo: ServiceLevel | str | None = None,
         waited_s: float = 0.0,
+        stop_strings: str | Sequence[str] | None = None,
         **model_kwargs: Any,
     ) -> torch.Tensor | ControlledOutput:
-        """Decode one response; ``generate`` calls this, and takes ``slo`` and ``waited_s`` as arguments of its own.
+        """Decode one response; ``generate`` calls this, and takes ``slo``, ``waited_s`` and ``stop_strings`` for it.
 
         Args:
             model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs: As ``generate`` passes
@@ -210,6 +215,7 @@ class ControlledDecoding:
             streamer: Gets each token. ``generate`` keeps it to itself, so it is looked up there where none is given.
             slo: Service level of this request; None takes the controller's.
             waited_s: How long it has waited already; see ``clone_rl.envs.live.LiveRequest``.
+            stop_strings: Any of these ends the response; read with the tokenizer of the model, as ``generate`` keeps its own.
 
         Raises:
             BadValueError: Something that cannot be served: another model, more than one sequence, padding, beams, and so on.
@@ -221,6 +227,8 @@ class ControlledDecoding:
                 raise BadValueError(f"the controller is attached to another {type(model).__name__}", "load one for this model")
             asked = {**model_kwargs, "assistant_model": _argument_of_generate("assistant_model")}
             check_request(self._stepper.anatomy, input_ids, generation_config, asked)
+            if stop_strings:
+                stopping_criteria = StoppingCriteriaList([*stopping_criteria, self._stopping(stop_strings)])
             choice = _Choice(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
             with self._lock:
                 cache = self._decode(choice, self._slo if slo is None else slo, waited_s)
@@ -246,6 +254,14 @@ class ControlledDecoding:
         finally:
             self._stepper.detach()
         return source.cache
+
+    def _stopping(self, strings: str | Sequence[str]) -> StopStringCriteria:
+        if self._tokenizer is None:
+            raise BadValueError(
+                "stop_strings for a model whose tokenizer is not known",
+                "give it: ControlledDecoding.load(..., tokenizer=...)",
+            )
+        return StopStringCriteria(self._tokenizer, strings if isinstance(strings, str) else list(strings))
 
     def report(self) -> dict[str, Any]:
         """What the last request took on the emulated chip: the figures of ``clone_rl.llm.live.summarised``, and more.

@@ -24,6 +24,7 @@ class HostModel:
         probe: Its exit probe, or None.
         shape: What the emulator charges.
         sha256: Hash of its weights and probe; empty where its files are not known.
+        tokenizer: Its tokenizer, or None where it is not known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class HostModel:
     probe: Probe | None
     shape: Workload
     sha256: str
+    tokenizer: Any = None
 
     @classmethod
     def of(
@@ -58,7 +60,7 @@ class HostModel:
             model = load_model(str(model), precision)
         stepper = Stepper(model)
         if isinstance(model, LanguageModel):
-            own = cls(model.name, stepper, model.probe, workload or model.shape, model.sha256)
+            own = cls(model.name, stepper, model.probe, workload or model.shape, model.sha256, model.tokenizer)
         else:
             own = _plain(stepper, workload, precision)
         if probe is None:

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextGenerationPipeline
+from transformers import TextGenerationPipeline
 
 from clone_rl.agents.controller import Controller
-from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.errors import BadValueError, UnknownNameError
 from clone_rl.llm.anatomy import plain_model
-from clone_rl.llm.checkpoint import OFFLINE, reason
-from clone_rl.llm.model import LanguageModel, is_packed, load_model
+from clone_rl.llm.model import LanguageModel, load_model
 from clone_rl.runtime.decoding import ControlledDecoding
 
 TASK = "text-generation"
@@ -78,12 +75,14 @@ def pipeline(
     """
     if task != TASK:
         raise UnknownNameError("task", task, [TASK])
-    attached = ControlledDecoding.load(controller, model, **options)  # refuses what does not fit before it loads
+    attached = ControlledDecoding.load(
+        controller, model, tokenizer=tokenizer, **options
+    )  # refuses what does not fit before it loads
     if isinstance(model, str | Path):
         model = load_model(str(model), options.get("precision", ""))  # the same one, which is not read again
     ends: dict[str, Any] = {}
     if isinstance(model, LanguageModel):
-        tokenizer = tokenizer or _tokenizer(model)
+        tokenizer = tokenizer or model.hf_tokenizer
         ends = {"eos_token_id": sorted(model.end_ids) or None, "pad_token_id": min(model.end_ids, default=0)}
     elif tokenizer is None:
         raise BadValueError(f"no tokenizer for a {type(model).__name__}", "give tokenizer=..., or the folder of the model")
@@ -91,19 +90,3 @@ def pipeline(
     return ControlledTextGeneration(
         attached, model=network, tokenizer=tokenizer, device=network.device, max_new_tokens=max_new_tokens, **ends
     )
-
-
-def _tokenizer(lm: LanguageModel) -> Any:
-    """The tokenizer of a loaded model as ``transformers`` has it, with the start of a text that the model was trained with."""
-    if (folder := Path(lm.name)).is_dir() and not is_packed(folder):
-        try:
-            return AutoTokenizer.from_pretrained(folder, **OFFLINE)
-        except Exception as error:  # every tokenizer class has its own
-            raise BadFileError(f"{lm.name}: its tokenizer cannot be loaded", reason(error)) from None
-    backend = Tokenizer.from_str(lm.tokenizer.backend.to_str())
-    special = [(str(backend.id_to_token(token)), token) for token in lm.start_ids]
-    if special and not lm.tokenizer.start_ids:
-        single = " ".join([token for token, _ in special] + ["$A"])
-        backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
-    ends = [backend.id_to_token(token) for token in sorted(lm.end_ids)]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": ends[0], "pad_token": ends[0]} if ends else {}))

@@ -1,5 +1,6 @@
 """Controllers inside ``generate`` of transformers."""
 
+import copy
 import subprocess
 import sys
 import threading
@@ -560,3 +561,33 @@ def test_every_name_that_generate_takes_is_taken(lm, tmp_path):
     assert set(mine.request.points[mine.request.points >= 0]) == {2}
     with pytest.raises(UnknownNameError, match="did you mean 'pace'"):
         ControlledDecoding.load("pase", lm)
+
+
+def test_a_response_ends_with_a_stop_string(lm):
+    prompt, never_exits = torch.tensor([lm.encode("Once upon a time")]), ControlledDecoding.load("performance", lm)
+    options = {"max_new_tokens": 40, "do_sample": False}
+    told = plain(lm.model, prompt, **options, stop_strings=["er"], tokenizer=lm.hf_tokenizer)
+    assert prompt.shape[1] < told.shape[1] < prompt.shape[1] + 40
+    assert "er" in lm.decode(told[0, prompt.shape[1] :].tolist())
+    for asked in (
+        {"stop_strings": ["er"], "tokenizer": lm.hf_tokenizer},
+        {"stop_strings": "er"},
+        *({"stopping_criteria": [transformers.StopStringCriteria(one, ["er"])]} for one in (lm.tokenizer, lm.hf_tokenizer)),
+    ):
+        assert torch.equal(controlled(never_exits, lm.model, prompt, **options, **asked), told)
+
+
+def test_a_model_without_its_tokenizer_takes_one_for_stop_strings(llama, lm):
+    with pytest.raises(BadValueError, match=r"tokenizer is not known.*ControlledDecoding.load\(..., tokenizer=...\)"):
+        controlled(ControlledDecoding.load("performance", llama), llama, stop_strings=["a"])
+    with_one = ControlledDecoding.load("performance", llama, tokenizer=lm.hf_tokenizer)
+    assert controlled(with_one, llama, stop_strings=["never there"]).shape == plain(llama).shape
+
+
+def test_the_tokenizer_of_a_model_is_one_of_transformers(lm):
+    text = "Once upon a time"
+    assert lm.hf_tokenizer(text)["input_ids"] == lm.encode(text)
+    assert lm.tokenizer(text, add_special_tokens=False)["input_ids"] == lm.tokenizer.encode(text)
+    assert copy.deepcopy(lm.tokenizer).get_vocab() == lm.tokenizer.get_vocab() == lm.hf_tokenizer.get_vocab()
+    with pytest.raises(AttributeError):
+        lm.tokenizer.nothing_of_this_name  # noqa: B018
