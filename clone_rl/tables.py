@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from clone_rl.errors import BadFileError, UnknownNameError
+from clone_rl.ranges import ranges_of
 
 T = TypeVar("T")
 
@@ -85,10 +86,11 @@ def check_keys(*tables: tuple[type[Any], Any, str]) -> None:
 def read_table(
     cls: type[T], table: Any, where: str, may_be_zero: Collection[str] = (), may_be_negative: Collection[str] = ()
 ) -> T:
-    """Build a dataclass from a table: known keys only, declared types only, numbers finite and positive.
+    """Build a dataclass from a table: known keys only, declared types only, numbers finite, positive and in their ranges.
 
     Args:
-        cls: A dataclass; fields of type int, float, bool and str are checked, others are passed on as they are.
+        cls: A dataclass; fields of type int, float, bool and str are checked, others are passed on as they are. What is
+            declared with a ``ranges.Range`` lies in it.
         table: What was parsed.
         where: File and section, named in errors.
         may_be_zero: Numeric fields that may be 0.
@@ -100,7 +102,7 @@ def read_table(
     if not isinstance(table, dict):
         raise BadFileError(f"{where} is {table!r}, not a table", "write keys with values")
     check_keys((cls, table, where))
-    hints = get_type_hints(cls)
+    hints, ranges = get_type_hints(cls), ranges_of(cls)
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in table:
@@ -115,8 +117,12 @@ def read_table(
         if kind in (int, float):
             if not math.isfinite(value):
                 raise BadFileError(f"{where}: {field.name} is {value!r}", "write a finite number")
-            signed = field.name in may_be_negative
-            if not signed and (value < 0 or (value == 0 and field.name not in may_be_zero)):
+            allowed = ranges.get(field.name)
+            signed = field.name in may_be_negative or (allowed is not None and allowed.low < 0)
+            zero = field.name in may_be_zero or (allowed is not None and allowed.allows(0.0))
+            if not signed and (value < 0 or (value == 0 and not zero)):
                 raise BadFileError(f"{where}: {field.name} is {value!r}", "write a positive number")
+            if allowed is not None:
+                allowed.check(value, f"{where}: {field.name}", BadFileError)
         values[field.name] = value
     return cls(**values)

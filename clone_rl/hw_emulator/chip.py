@@ -10,36 +10,48 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
 from clone_rl.hw_emulator.precision import BITS
 from clone_rl.hw_emulator.switching import MECHANISMS
 from clone_rl.hw_emulator.systolic import DATAFLOWS
 from clone_rl.hw_emulator.voltage import REGULATORS
+from clone_rl.ranges import SHARE, Range, check_ranges, ranges_of
 from clone_rl.tables import check_keys, load_toml, read_table, shipped
 
 DRAM_STATES = ("power-down", "standby")
 """What DRAM does between two transfers."""
+
+# Ranges that several fields have; the others stand with their field. From an accelerator of a microcontroller to one that is a
+# whole wafer, and 28 nm silicon well inside.
+_SUPPLY = Range("volts", 0.1, 2)
+_LIMIT = Range("watts", 1e-5, 1e5)
+_STATE = Range("watts", 1e-7, 1e3, zero=True)
+_AIR = Range("Celsius", -60, 150)
+_DIE = Range("Celsius", 0, 250)
+_MAC = Range("joules", 1e-16, 1e-9)
+_ELEMENT = Range("joules", 1e-15, 1e-8)
+_FRACTION = Range(SHARE, 0, 1)
 
 
 @dataclass(frozen=True)
 class Compute:
     """Tiles of systolic arrays that can also work as vector units; energies at the reference voltage."""
 
-    tiles: int
-    array_rows: int
-    array_columns: int
+    tiles: Annotated[int, Range("tiles", 1, 2**16)]
+    array_rows: Annotated[int, Range("rows", 1, 2**16)]
+    array_columns: Annotated[int, Range("columns", 1, 2**16)]
     dataflow: str
-    gemv_utilisation: float
-    macs_per_pe: dict[str, float]
-    mac_energy_j: dict[str, float]
-    clock_energy_j_per_pe: float
-    clock_gated_fraction: float
-    mac_area_mm2: float
-    tile_area_mm2: float
-    fixed_area_mm2: float
-    wire_energy_j_per_byte_mm: float
+    gemv_utilisation: Annotated[float, Range(SHARE, 1e-3, 1)]
+    macs_per_pe: Annotated[dict[str, float], Range("multiply-accumulates per cycle", 1e-4, 1e4)]
+    mac_energy_j: Annotated[dict[str, float], _MAC]
+    clock_energy_j_per_pe: Annotated[float, Range("joules", 1e-18, 1e-9, zero=True)]
+    clock_gated_fraction: Annotated[float, _FRACTION]
+    mac_area_mm2: Annotated[float, Range("mm2", 1e-6, 10)]
+    tile_area_mm2: Annotated[float, Range("mm2", 1e-5, 1e3, zero=True)]
+    fixed_area_mm2: Annotated[float, Range("mm2", 1e-5, 1e4, zero=True)]
+    wire_energy_j_per_byte_mm: Annotated[float, Range("joules per byte and mm", 1e-15, 1e-9, zero=True)]
 
     @property
     def elements(self) -> int:
@@ -56,15 +68,15 @@ class Compute:
 class Sram:
     """On-chip memory; energies at the reference voltage."""
 
-    size_bytes: int
-    bank_bytes: int
-    bank_energy_j_per_byte: float
-    bytes_per_cycle_per_tile: float
-    buffer_bytes_per_tile: int
+    size_bytes: Annotated[int, Range("bytes", 1024, 2**37)]
+    bank_bytes: Annotated[int, Range("bytes", 256, 2**32)]
+    bank_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-15, 1e-9)]
+    bytes_per_cycle_per_tile: Annotated[float, Range("bytes per cycle", 0.01, 1e6)]
+    buffer_bytes_per_tile: Annotated[int, Range("bytes", 256, 2**32)]
     double_buffered: bool
-    leakage_w_per_byte: float
-    retention_voltage_v: float
-    area_mm2_per_mib: float
+    leakage_w_per_byte: Annotated[float, Range("watts per byte", 1e-13, 1e-6)]
+    retention_voltage_v: Annotated[float, _SUPPLY]
+    area_mm2_per_mib: Annotated[float, Range("mm2 per MiB", 1e-3, 300)]
 
     @property
     def energy_j_per_byte(self) -> float:
@@ -81,42 +93,42 @@ def bank_energy(bank_bytes: float, energy_j_per_byte_64k: float = 0.65e-12) -> f
 class Sfu:
     """Special-function unit: norms, softmax, activations, exit probes, the controller's own arithmetic."""
 
-    lanes_per_tile: int
-    element_energy_j: float
-    softmax_energy_j: float
-    mac_energy_j: float
+    lanes_per_tile: Annotated[int, Range("lanes", 1, 2**16)]
+    element_energy_j: Annotated[float, _ELEMENT]
+    softmax_energy_j: Annotated[float, _ELEMENT]
+    mac_energy_j: Annotated[float, _MAC]
 
 
 @dataclass(frozen=True)
 class Lpu:
     """LoRA unit beside the array, with adapters in embedded non-volatile memory (eNVM)."""
 
-    macs: int
-    mac_energy_j: float
-    buffer_bytes: int
-    envm_bytes: int
-    envm_bytes_per_s: float
-    envm_read_energy_j_per_byte: float
-    envm_write_energy_j_per_byte: float
-    envm_write_bytes_per_s: float
-    area_mm2: float
+    macs: Annotated[int, Range("multiply-accumulates per cycle", 1, 2**20)]
+    mac_energy_j: Annotated[float, _MAC]
+    buffer_bytes: Annotated[int, Range("bytes", 256, 2**32)]
+    envm_bytes: Annotated[int, Range("bytes", 1024, 2**40)]
+    envm_bytes_per_s: Annotated[float, Range("bytes per second", 1e5, 1e13)]
+    envm_read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-14, 1e-7)]
+    envm_write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-14, 1e-5)]
+    envm_write_bytes_per_s: Annotated[float, Range("bytes per second", 1e3, 1e13)]
+    area_mm2: Annotated[float, Range("mm2", 1e-4, 1e4)]
 
 
 @dataclass(frozen=True)
 class Power:
     """Supply, leakage, gating and limit."""
 
-    reference_voltage_v: float
-    threshold_voltage_v: float
-    logic_leakage_w_per_mm2: float
-    leakage_per_volt: float
-    leakage_per_kelvin: float
+    reference_voltage_v: Annotated[float, _SUPPLY]
+    threshold_voltage_v: Annotated[float, Range("volts", 0.02, 1.5)]
+    logic_leakage_w_per_mm2: Annotated[float, Range("watts per mm2", 1e-9, 1)]
+    leakage_per_volt: Annotated[float, Range("per volt", 0.01, 10)]
+    leakage_per_kelvin: Annotated[float, Range("per kelvin", 1e-4, 0.15)]
     regulator: str
-    regulator_efficiency: float
-    input_voltage_v: float
-    gated_leakage_fraction: float
-    wake_s: float
-    limit_w: float
+    regulator_efficiency: Annotated[float, Range(SHARE, 0.1, 1)]
+    input_voltage_v: Annotated[float, Range("volts", 0.1, 60)]
+    gated_leakage_fraction: Annotated[float, _FRACTION]
+    wake_s: Annotated[float, Range("seconds", 1e-10, 10, zero=True)]
+    limit_w: Annotated[float, _LIMIT]
 
 
 @dataclass(frozen=True)
@@ -124,40 +136,40 @@ class Switching:
     """How the operating point is changed."""
 
     mechanism: str
-    domain_capacitance_f: float
+    domain_capacitance_f: Annotated[float, Range("farads", 1e-13, 1e-3, zero=True)]
 
 
 @dataclass(frozen=True)
 class Thermal:
     """Two-node RC network from the die through the package to ambient, and where throttling begins and ends."""
 
-    ambient_c: float
-    throttle_c: float
-    limit_c: float
-    die_resistance_k_per_w: float
-    die_capacity_j_per_k: float
-    package_resistance_k_per_w: float
-    package_capacity_j_per_k: float
+    ambient_c: Annotated[float, _AIR]
+    throttle_c: Annotated[float, _DIE]
+    limit_c: Annotated[float, _DIE]
+    die_resistance_k_per_w: Annotated[float, Range("kelvin per watt", 1e-4, 1e3)]
+    die_capacity_j_per_k: Annotated[float, Range("joules per kelvin", 1e-6, 1e4)]
+    package_resistance_k_per_w: Annotated[float, Range("kelvin per watt", 1e-4, 1e4)]
+    package_capacity_j_per_k: Annotated[float, Range("joules per kelvin", 1e-6, 1e6)]
 
 
 @dataclass(frozen=True)
 class Dram:
     """External memory: bandwidth, energy per byte, power by state, and which share of its energy warms the die."""
 
-    bandwidth_bytes_per_s: float
-    achievable: float
-    latency_s: float
-    read_energy_j_per_byte: float
-    write_energy_j_per_byte: float
-    active_w: float = 0.0
-    standby_w: float = 0.0
-    power_down_w: float = 0.0
-    self_refresh_w: float = 0.0
-    refresh_w: float = 0.0
-    power_down_exit_s: float = 0.0
-    self_refresh_exit_s: float = 0.0
+    bandwidth_bytes_per_s: Annotated[float, Range("bytes per second", 1e6, 1e14)]
+    achievable: Annotated[float, Range(SHARE, 0.01, 1)]
+    latency_s: Annotated[float, Range("seconds", 1e-10, 1e-2, zero=True)]
+    read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 1e-7)]
+    write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 1e-7, zero=True)]
+    active_w: Annotated[float, _STATE] = 0.0
+    standby_w: Annotated[float, _STATE] = 0.0
+    power_down_w: Annotated[float, _STATE] = 0.0
+    self_refresh_w: Annotated[float, _STATE] = 0.0
+    refresh_w: Annotated[float, _STATE] = 0.0
+    power_down_exit_s: Annotated[float, Range("seconds", 1e-10, 0.1, zero=True)] = 0.0
+    self_refresh_exit_s: Annotated[float, Range("seconds", 1e-10, 0.1, zero=True)] = 0.0
     between_transfers: str = "power-down"
-    on_die_fraction: float = 1.0
+    on_die_fraction: Annotated[float, _FRACTION] = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,25 +177,25 @@ class BoardLaws:
     """Laws of a whole board under one runtime, fitted to measurements (see ``board.py``)."""
 
     formats: list[str]
-    static_w: float
-    idle_w: float
-    static_per_kelvin: float
-    reference_c: float
-    cycle_energy_j: float
-    stream_bytes_per_cycle: float
-    gemm_macs_per_cycle: float
-    limit_w: float
-    host_s_per_token: float = 0.0
-    overlap_power: float = 8.0
-    overhead_cycles_per_token: float = 0.0
+    static_w: Annotated[float, Range("watts", 1e-6, 1e5)]
+    idle_w: Annotated[float, Range("watts", 1e-6, 1e5)]
+    static_per_kelvin: Annotated[float, Range("per kelvin", 1e-5, 0.15, zero=True)]
+    reference_c: Annotated[float, _AIR]
+    cycle_energy_j: Annotated[float, Range("joules", 1e-12, 1e-4)]
+    stream_bytes_per_cycle: Annotated[float, Range("bytes per cycle", 1e-3, 1e7)]
+    gemm_macs_per_cycle: Annotated[float, Range("multiply-accumulates per cycle", 1e-3, 1e8)]
+    limit_w: Annotated[float, _LIMIT]
+    host_s_per_token: Annotated[float, Range("seconds", 1e-8, 10, zero=True)] = 0.0
+    overlap_power: Annotated[float, Range("", 1, 1000)] = 8.0
+    overhead_cycles_per_token: Annotated[float, Range("cycles", 1, 1e11, zero=True)] = 0.0
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
     """A voltage and the frequency that it is run at."""
 
-    voltage_v: float
-    frequency_hz: float
+    voltage_v: Annotated[float, _SUPPLY]
+    frequency_hz: Annotated[float, Range("hertz", 5e6, 1e10)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,31 +292,12 @@ class Board(Chip):
         return self.board.limit_w
 
 
-_MAY_BE_ZERO = frozenset(
-    {
-        "latency_s", "gated_leakage_fraction", "clock_energy_j_per_pe", "clock_gated_fraction", "active_w", "standby_w",
-        "power_down_w", "self_refresh_w", "refresh_w", "power_down_exit_s", "self_refresh_exit_s", "wake_s",
-        "static_per_kelvin", "host_s_per_token", "overhead_cycles_per_token", "fixed_area_mm2", "tile_area_mm2",
-        "wire_energy_j_per_byte_mm", "domain_capacitance_f", "write_energy_j_per_byte", "on_die_fraction",
-    }
-)  # fmt: skip
-_MAY_BE_NEGATIVE = frozenset({"ambient_c", "reference_c"})
-
-_SHARES = (
-    ("compute", "gemv_utilisation"),
-    ("compute", "clock_gated_fraction"),
-    ("power", "regulator_efficiency"),
-    ("power", "gated_leakage_fraction"),
-    ("dram", "achievable"),
-    ("dram", "on_die_fraction"),
-)
-
 _COMMON: dict[str, type[Any]] = {"switching": Switching, "thermal": Thermal, "dram": Dram}
 _ASIC: dict[str, type[Any]] = {"compute": Compute, "sram": Sram, "sfu": Sfu, "power": Power, "lpu": Lpu}
 _BOARD: dict[str, type[Any]] = {"board": BoardLaws}
 
 
-def _check_formats(table: Any, where: str) -> None:
+def _check_formats(table: Any, allowed: Range, where: str) -> None:
     if not isinstance(table, dict) or not table:
         raise BadFileError(f"{where} is {table!r}", f"a table by number format: {', '.join(BITS)}")
     for name, value in table.items():
@@ -313,6 +306,7 @@ def _check_formats(table: Any, where: str) -> None:
             raise BadFileError(f"{where}: {error.message}", error.hint)
         if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
             raise BadFileError(f"{where}: {name} is {value!r}", "write a positive number")
+        allowed.check(value, f"{where}: {name}", BadFileError)
 
 
 def _check_one_of(value: Any, key: str, known: Collection[str], source: str) -> None:
@@ -321,8 +315,8 @@ def _check_one_of(value: Any, key: str, known: Collection[str], source: str) -> 
 
 
 def _check_asic(chip: Asic, source: str) -> None:
-    _check_formats(chip.compute.macs_per_pe, f"{source}: [compute.macs_per_pe]")
-    _check_formats(chip.compute.mac_energy_j, f"{source}: [compute.mac_energy_j]")
+    for name in ("macs_per_pe", "mac_energy_j"):
+        _check_formats(getattr(chip.compute, name), ranges_of(Compute)[name], f"{source}: [compute.{name}]")
     if set(chip.compute.macs_per_pe) != set(chip.compute.mac_energy_j):
         raise BadFileError(f"{source}: [compute.macs_per_pe] and [compute.mac_energy_j] differ", "give both the same formats")
     _check_one_of(chip.compute.dataflow, "dataflow", DATAFLOWS, f"{source}: [compute]")
@@ -355,11 +349,16 @@ def _check_asic(chip: Asic, source: str) -> None:
 
 
 def check_chip(chip: Chip, source: str) -> None:
-    """Whether the constants of a chip, each in its range, go together.
+    """Whether the constants of a chip lie in their ranges and go together.
 
     Raises:
         BadFileError: They do not; ``source`` is named.
     """
+    for name in (*_COMMON, *_ASIC, *_BOARD):
+        if (part := getattr(chip, name, None)) is not None:
+            check_ranges(part, f"{source}: [{name}]: ")
+    for i, point in enumerate(chip.operating_points):
+        check_ranges(point, f"{source}: operating_points[{i}]: ")
     for i, (low, high) in enumerate(zip(chip.operating_points, chip.operating_points[1:], strict=False)):
         if low.voltage_v >= high.voltage_v or low.frequency_hz >= high.frequency_hz:
             raise BadFileError(
@@ -368,9 +367,6 @@ def check_chip(chip: Chip, source: str) -> None:
                 "sort them by voltage; frequency rises with it",
             )
     _check_one_of(chip.switching.mechanism, "mechanism", MECHANISMS, f"{source}: [switching]")
-    for name, field in _SHARES:
-        if (part := getattr(chip, name, None)) is not None and getattr(part, field) > 1:
-            raise BadFileError(f"{source}: [{name}]: {field} is {getattr(part, field)}", "a share is at most 1")
     if chip.dram:
         _check_one_of(chip.dram.between_transfers, "between_transfers", DRAM_STATES, f"{source}: [dram]")
     if not chip.thermal.ambient_c < chip.thermal.throttle_c < chip.thermal.limit_c:
@@ -386,8 +382,6 @@ def check_chip(chip: Chip, source: str) -> None:
             raise BadFileError(f"{source}: [board]: formats is {chip.board.formats!r}", f"a list out of {', '.join(BITS)}")
         for i, number in enumerate(chip.board.formats):
             _check_one_of(number, f"formats[{i}]", BITS, f"{source}: [board]")
-        if chip.board.overlap_power < 1:
-            raise BadFileError(f"{source}: [board]: overlap_power is {chip.board.overlap_power}", "1 (in turn) or more")
         if chip.dram is None:
             raise BadFileError(f"{source}: no [dram] table", "a board has external memory")
 
@@ -413,7 +407,7 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
     check_keys(*parts, *rows, (cls, table, source))
     for name, section in sections.items():
         if name in table:
-            table[name] = read_table(section, table[name], f"{source}: [{name}]", _MAY_BE_ZERO, _MAY_BE_NEGATIVE)
+            table[name] = read_table(section, table[name], f"{source}: [{name}]")
     if not isinstance(points, list) or len(points) < 2:
         raise BadFileError(f"{source}: [[operating_points]] needs at least two entries")
     table["operating_points"] = tuple(read_table(*row) for row in rows)
