@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.code_cache import kept
+from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.cost import switch_parts, work_cost
 from clone_rl.hw_emulator.emulator import HEAD, LAYER, POLICY, PROBE, Emulator
 
@@ -136,6 +137,9 @@ def price_list(emulators: tuple[Emulator, ...], longest_prompt: int, longest_con
         emulators: One per variant; same model, same number of operating points.
         longest_prompt: Most tokens of a prompt.
         longest_context: Most tokens of a prompt and its response.
+
+    Raises:
+        BadValueError: A price is no finite number.
     """
     first = emulators[0]
     prompts, contexts = np.arange(longest_prompt + 1.0), np.arange(longest_context + 1.0)
@@ -159,7 +163,7 @@ def price_list(emulators: tuple[Emulator, ...], longest_prompt: int, longest_con
     windows = [first.workload.window_of(i) for i in range(first.workload.layers)]
     switch = np.stack([_switches(e) for e in emulators])
     at = np.stack([_at(e) for e in emulators])
-    return Prices(
+    prices = Prices(
         chip=np.concatenate([e.constants for e in emulators]),
         points=np.stack([e.points for e in emulators]),
         work=np.stack([e.work for e in emulators]),
@@ -174,3 +178,16 @@ def price_list(emulators: tuple[Emulator, ...], longest_prompt: int, longest_con
         prefill=np.array([longest_context + 1]),
         reference_j=np.array([e.token_energy_j(e.top, REFERENCE_CONTEXT) for e in emulators]),
     )
+    for v, emulator in enumerate(emulators):
+        _check_finite(emulator, prices, v)
+    return prices
+
+
+def _check_finite(emulator: Emulator, prices: Prices, v: int) -> None:
+    """Everything that is looked up is a number: what the kernel adds up is one, too."""
+    for what, table in (("layer", prices.layer), ("step", prices.at), ("switch", prices.switch), ("cache fill", prices.fill)):
+        if not np.isfinite(np.ascontiguousarray(table[v]).view("f8")).all():
+            raise BadValueError(
+                f"what a {what} of {emulator.workload.name} takes on {emulator.chip.name} is no finite number",
+                "check the constants of the chip: all are in SI units",
+            )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from clone_rl.envs.randomise import Randomise
 from clone_rl.envs.signals import EXTRA_SIGNALS
@@ -18,12 +18,18 @@ from clone_rl.hw_emulator.families import shape_names
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.switching import mechanism
 from clone_rl.hw_emulator.voltage import REGULATORS
+from clone_rl.ranges import Range, check_ranges
 from clone_rl.tables import check_keys, load_toml, read_table, shipped
 
 GRANULARITIES = ("request", "phase", "token", "group", "layer")
 DEADLINES = ("carry-over", "per-token")
 MOST_GROUPS, DEFAULT_GROUPS = 8, 5
 """Layer groups: the cost of a PPO update grows with the number of action components."""
+
+_TARGET = Range("seconds", 1e-9, 1e5)
+_MEAN = Range("seconds", 1e-8, 1e6)
+_MOST_WEIGHT = 1e9
+"""Prices of whole requests stay numbers."""
 
 
 def _number(value: Any) -> bool:
@@ -40,13 +46,15 @@ def _positive(**values: float) -> None:
 class ServiceLevel:
     """A class of requests: targets of the time to first token and per output token, in seconds.
 
+    Scenarios have targets within ``_TARGET``; a request may ask for the impossible.
+
     Raises:
         BadValueError: A target is not finite and above 0.
     """
 
     name: str
-    ttft_s: float
-    tpot_s: float
+    ttft_s: Annotated[float, _TARGET]
+    tpot_s: Annotated[float, _TARGET]
 
     def __post_init__(self) -> None:
         _positive(**{f"{self.name}: ttft_s": self.ttft_s, f"{self.name}: tpot_s": self.tpot_s})
@@ -74,18 +82,19 @@ class Interference:
     It runs in wall-clock slots of its own, so every controller meets the same interference at the same time.
 
     Raises:
-        BadValueError: A time is not above 0, or the slowdown below 1.
+        BadValueError: A time is not above 0 or beyond reason, or the slowdown below 1.
     """
 
-    slowdown: float = 1.44
-    slot_s: float = 1e-3
-    mean_idle_s: float = 20e-3
-    mean_busy_s: float = 10e-3
+    slowdown: Annotated[float, Range("times as long", 0, 1000)] = 1.44
+    slot_s: Annotated[float, Range("seconds", 1e-8, 1e4)] = 1e-3
+    mean_idle_s: Annotated[float, _MEAN] = 20e-3
+    mean_busy_s: Annotated[float, _MEAN] = 10e-3
 
     def __post_init__(self) -> None:
         _positive(**asdict(self))
         if self.slowdown < 1:
             raise BadValueError(f"slowdown is {self.slowdown}", "1 means none")
+        check_ranges(self, "interference: ", BadValueError)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class Weights:
         for name, value in asdict(self).items():
             if not _number(value) or not 0 <= value <= sys.float_info.max:
                 raise BadValueError(f"weight {name} is {value!r}", "a finite number, 0 or more")
+            if value > _MOST_WEIGHT:
+                raise BadValueError(f"weight {name} is {value!r}", f"energies of a token, at most {_MOST_WEIGHT:g}")
 
 
 @dataclass(frozen=True)

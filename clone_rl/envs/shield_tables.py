@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.envs.bounds import hottest_w
 from clone_rl.envs.control import Control
 from clone_rl.envs.state import EXACT, PROPAGATE
 from clone_rl.errors import BadValueError
@@ -133,16 +134,7 @@ def sustained(control: Control) -> list[int]:
     prices, found, slowdown = control.prices, [], float(control.world.rules[0]["slowdown_high"])
     layers = int(control.world.rules[0]["layers"])
     for v, chip in enumerate(prices.chip):
-        at, switch = prices.at[v], prices.switch[v]
-        table = prices.layer[v]
-        hottest = (table["heat_j"] / table["latency_s"]).max((0, 1))
-        pieces = [at["head"], at["probe"], at["policy"], *prices.fill[v].reshape(-1, len(at))]
-        for piece in pieces:
-            took = piece["latency_s"] > 0
-            hottest[took] = np.maximum(hottest[took], (piece["heat_j"][took] / piece["latency_s"][took]))
-        hottest = np.maximum(hottest, at["rate"]["stall_heat_w"])
-        # What adds heat to a layer and no time to it.
-        hottest += (switch["heat_j"].max() + at["policy"]["heat_j"]) / table["latency_s"].min((0, 1))
+        at, table, hottest = prices.at[v], prices.layer[v], hottest_w(prices, v)
         top, room_c = len(at) - 1, chip["limit_c"] - chip["throttle_c"]
         longest_s = np.maximum(
             layers * table["latency_s"][:, : prices.prefill[0]].max((0, 1)) + at["head"]["latency_s"],

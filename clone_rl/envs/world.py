@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clone_rl.envs.bounds import check_bounds
 from clone_rl.envs.kernel import World
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.prices import Prices, price_list
@@ -68,7 +69,8 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
         prices: What the chips take for the model's work.
 
     Raises:
-        BadValueError: The traces are of a model of another depth, it has fewer layers than groups, or the split is empty.
+        BadValueError: The traces are of a model of another depth, it has fewer layers than groups, the split is empty, or a
+            request could last endlessly or overheat its chip, see ``bounds``.
         BadFileError: A value of the traces is not finite.
         UnknownNameError: Unknown split.
     """
@@ -82,7 +84,7 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
     layer_s = prices.layer["latency_s"].copy()
     for phase, places in enumerate((slice(prices.prefill[0], None), slice(prices.prefill[0]))):
         layer_s[:, :, places] += decision_s[:, None, None, phase]
-    return World(
+    world = World(
         prices=prices,
         rules=rules_of(scenario, workload.layers, workload.context, prices.at.shape[1]),
         decision_s=decision_s[:, 1].copy(),
@@ -99,6 +101,8 @@ def build_world(scenario: Scenario, traces: TraceSet, split: str, workload: Work
         entropy=traces.read("entropy", slice(None if "entropy" in wanted else 0)),
         chosen=np.array([EXTRA_SIGNALS.index(name) for name in scenario.signals], np.int64),
     )
+    check_bounds(world, scenario.name)
+    return world
 
 
 def _groups(scenario: Scenario, layers: int) -> int:

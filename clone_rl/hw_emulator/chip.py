@@ -26,13 +26,17 @@ DRAM_STATES = ("power-down", "standby")
 # Ranges that several fields have; the others stand with their field. From an accelerator of a microcontroller to one that is a
 # whole wafer, and 28 nm silicon well inside.
 _SUPPLY = Range("volts", 0.1, 2)
-_LIMIT = Range("watts", 1e-5, 1e5)
-_STATE = Range("watts", 1e-7, 1e3, zero=True)
+_LIMIT = Range("watts", 1e-4, 1e5)
+_STATE = Range("watts", 1e-6, 1e3, zero=True)
+_ACCESS = Range("seconds", 1e-9, 1e-5, zero=True)
 _AIR = Range("Celsius", -60, 150)
 _DIE = Range("Celsius", 0, 250)
-_MAC = Range("joules", 1e-16, 1e-9)
-_ELEMENT = Range("joules", 1e-15, 1e-8)
+_MAC = Range("joules", 1e-15, 5e-11)
+_ELEMENT = Range("joules", 1e-14, 1e-9)
 _FRACTION = Range(SHARE, 0, 1)
+# Of what several fields make together.
+_DIE_POLE, _PACKAGE_POLE = Range("seconds", 1e-3, 100), Range("seconds", 0.5, 3e4)
+_MOST_RISE_K = 1000.0
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class Compute:
     gemv_utilisation: Annotated[float, Range(SHARE, 1e-3, 1)]
     macs_per_pe: Annotated[dict[str, float], Range("multiply-accumulates per cycle", 1e-4, 1e4)]
     mac_energy_j: Annotated[dict[str, float], _MAC]
-    clock_energy_j_per_pe: Annotated[float, Range("joules", 1e-18, 1e-9, zero=True)]
+    clock_energy_j_per_pe: Annotated[float, Range("joules", 1e-16, 5e-12, zero=True)]
     clock_gated_fraction: Annotated[float, _FRACTION]
-    mac_area_mm2: Annotated[float, Range("mm2", 1e-6, 10)]
-    tile_area_mm2: Annotated[float, Range("mm2", 1e-5, 1e3, zero=True)]
-    fixed_area_mm2: Annotated[float, Range("mm2", 1e-5, 1e4, zero=True)]
-    wire_energy_j_per_byte_mm: Annotated[float, Range("joules per byte and mm", 1e-15, 1e-9, zero=True)]
+    mac_area_mm2: Annotated[float, Range("mm2", 1e-5, 0.1)]
+    tile_area_mm2: Annotated[float, Range("mm2", 1e-3, 100, zero=True)]
+    fixed_area_mm2: Annotated[float, Range("mm2", 1e-2, 1e3, zero=True)]
+    wire_energy_j_per_byte_mm: Annotated[float, Range("joules per byte and mm", 1e-14, 2e-11, zero=True)]
 
     @property
     def elements(self) -> int:
@@ -70,13 +74,13 @@ class Sram:
 
     size_bytes: Annotated[int, Range("bytes", 1024, 2**37)]
     bank_bytes: Annotated[int, Range("bytes", 256, 2**32)]
-    bank_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-15, 1e-9)]
+    bank_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-14, 1e-10)]
     bytes_per_cycle_per_tile: Annotated[float, Range("bytes per cycle", 0.01, 1e6)]
     buffer_bytes_per_tile: Annotated[int, Range("bytes", 256, 2**32)]
     double_buffered: bool
-    leakage_w_per_byte: Annotated[float, Range("watts per byte", 1e-13, 1e-6)]
+    leakage_w_per_byte: Annotated[float, Range("watts per byte", 2e-12, 1e-6)]
     retention_voltage_v: Annotated[float, _SUPPLY]
-    area_mm2_per_mib: Annotated[float, Range("mm2 per MiB", 1e-3, 300)]
+    area_mm2_per_mib: Annotated[float, Range("mm2 per MiB", 0.05, 500)]
 
     @property
     def energy_j_per_byte(self) -> float:
@@ -107,11 +111,11 @@ class Lpu:
     mac_energy_j: Annotated[float, _MAC]
     buffer_bytes: Annotated[int, Range("bytes", 256, 2**32)]
     envm_bytes: Annotated[int, Range("bytes", 1024, 2**40)]
-    envm_bytes_per_s: Annotated[float, Range("bytes per second", 1e5, 1e13)]
-    envm_read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-14, 1e-7)]
-    envm_write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-14, 1e-5)]
-    envm_write_bytes_per_s: Annotated[float, Range("bytes per second", 1e3, 1e13)]
-    area_mm2: Annotated[float, Range("mm2", 1e-4, 1e4)]
+    envm_bytes_per_s: Annotated[float, Range("bytes per second", 2e6, 5e11)]
+    envm_read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 5e-9)]
+    envm_write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 5e-8)]
+    envm_write_bytes_per_s: Annotated[float, Range("bytes per second", 1e5, 1e10)]
+    area_mm2: Annotated[float, Range("mm2", 1e-2, 1e3)]
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,14 @@ class Power:
 
     reference_voltage_v: Annotated[float, _SUPPLY]
     threshold_voltage_v: Annotated[float, Range("volts", 0.02, 1.5)]
-    logic_leakage_w_per_mm2: Annotated[float, Range("watts per mm2", 1e-9, 1)]
+    logic_leakage_w_per_mm2: Annotated[float, Range("watts per mm2", 1e-6, 0.25)]
     leakage_per_volt: Annotated[float, Range("per volt", 0.01, 10)]
     leakage_per_kelvin: Annotated[float, Range("per kelvin", 1e-4, 0.15)]
     regulator: str
     regulator_efficiency: Annotated[float, Range(SHARE, 0.1, 1)]
     input_voltage_v: Annotated[float, Range("volts", 0.1, 60)]
     gated_leakage_fraction: Annotated[float, _FRACTION]
-    wake_s: Annotated[float, Range("seconds", 1e-10, 10, zero=True)]
+    wake_s: Annotated[float, Range("seconds", 1e-9, 1e-2, zero=True)]
     limit_w: Annotated[float, _LIMIT]
 
 
@@ -136,7 +140,7 @@ class Switching:
     """How the operating point is changed."""
 
     mechanism: str
-    domain_capacitance_f: Annotated[float, Range("farads", 1e-13, 1e-3, zero=True)]
+    domain_capacitance_f: Annotated[float, Range("farads", 1e-11, 2e-6, zero=True)]
 
 
 @dataclass(frozen=True)
@@ -158,16 +162,16 @@ class Dram:
 
     bandwidth_bytes_per_s: Annotated[float, Range("bytes per second", 1e6, 1e14)]
     achievable: Annotated[float, Range(SHARE, 0.01, 1)]
-    latency_s: Annotated[float, Range("seconds", 1e-10, 1e-2, zero=True)]
-    read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 1e-7)]
-    write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-13, 1e-7, zero=True)]
+    latency_s: Annotated[float, _ACCESS]
+    read_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-12, 2e-8)]
+    write_energy_j_per_byte: Annotated[float, Range("joules per byte", 1e-12, 2e-8, zero=True)]
     active_w: Annotated[float, _STATE] = 0.0
     standby_w: Annotated[float, _STATE] = 0.0
     power_down_w: Annotated[float, _STATE] = 0.0
     self_refresh_w: Annotated[float, _STATE] = 0.0
     refresh_w: Annotated[float, _STATE] = 0.0
-    power_down_exit_s: Annotated[float, Range("seconds", 1e-10, 0.1, zero=True)] = 0.0
-    self_refresh_exit_s: Annotated[float, Range("seconds", 1e-10, 0.1, zero=True)] = 0.0
+    power_down_exit_s: Annotated[float, _ACCESS] = 0.0
+    self_refresh_exit_s: Annotated[float, _ACCESS] = 0.0
     between_transfers: str = "power-down"
     on_die_fraction: Annotated[float, _FRACTION] = 1.0
 
@@ -177,15 +181,15 @@ class BoardLaws:
     """Laws of a whole board under one runtime, fitted to measurements (see ``board.py``)."""
 
     formats: list[str]
-    static_w: Annotated[float, Range("watts", 1e-6, 1e5)]
-    idle_w: Annotated[float, Range("watts", 1e-6, 1e5)]
+    static_w: Annotated[float, Range("watts", 1e-4, 1e4)]
+    idle_w: Annotated[float, Range("watts", 1e-4, 1e4)]
     static_per_kelvin: Annotated[float, Range("per kelvin", 1e-5, 0.15, zero=True)]
     reference_c: Annotated[float, _AIR]
-    cycle_energy_j: Annotated[float, Range("joules", 1e-12, 1e-4)]
+    cycle_energy_j: Annotated[float, Range("joules", 1e-12, 2e-6)]
     stream_bytes_per_cycle: Annotated[float, Range("bytes per cycle", 1e-3, 1e7)]
     gemm_macs_per_cycle: Annotated[float, Range("multiply-accumulates per cycle", 1e-3, 1e8)]
     limit_w: Annotated[float, _LIMIT]
-    host_s_per_token: Annotated[float, Range("seconds", 1e-8, 10, zero=True)] = 0.0
+    host_s_per_token: Annotated[float, Range("seconds", 1e-7, 1, zero=True)] = 0.0
     overlap_power: Annotated[float, Range("", 1, 1000)] = 8.0
     overhead_cycles_per_token: Annotated[float, Range("cycles", 1, 1e11, zero=True)] = 0.0
 
@@ -348,6 +352,32 @@ def _check_asic(chip: Asic, source: str) -> None:
         )
 
 
+def _check_powers(chip: Chip, source: str) -> None:
+    """Powers and the thermal network, one against the other: what a slip of the unit makes absurd."""
+    thermal = chip.thermal
+    for part, allowed in (("die", _DIE_POLE), ("package", _PACKAGE_POLE)):
+        fields = f"{part}_resistance_k_per_w", f"{part}_capacity_j_per_k"
+        pole_s = getattr(thermal, fields[0]) * getattr(thermal, fields[1])
+        if not allowed.allows(pole_s):
+            raise BadFileError(
+                f"{source}: [thermal]: {fields[0]} x {fields[1]} is {pole_s:g} s",
+                f"a time constant in seconds, {allowed.low:g} to {allowed.high:g}: K/W times J/K",
+            )
+    rise_k = chip.limit_w * (thermal.die_resistance_k_per_w + thermal.package_resistance_k_per_w)
+    if rise_k > _MOST_RISE_K:
+        raise BadFileError(
+            f"{source}: limit_w, {chip.limit_w:g} W, would heat the die by {rise_k:g} K through the resistances of [thermal]",
+            f"at most {_MOST_RISE_K:g} K: limit_w in watts, resistances in kelvin per watt",
+        )
+    powers = [("dram", name) for name, allowed in ranges_of(Dram).items() if allowed is _STATE] if chip.dram else []
+    powers += [("board", "static_w"), ("board", "idle_w")] if isinstance(chip, Board) else []
+    for section, name in powers:
+        if (power_w := getattr(getattr(chip, section), name)) > chip.limit_w:
+            raise BadFileError(
+                f"{source}: [{section}]: {name} is {power_w!r}", f"watts, at most limit_w, {chip.limit_w:g}, which includes it"
+            )
+
+
 def check_chip(chip: Chip, source: str) -> None:
     """Whether the constants of a chip lie in their ranges and go together.
 
@@ -375,6 +405,7 @@ def check_chip(chip: Chip, source: str) -> None:
             f"{chip.thermal.limit_c}",
             "they ascend",
         )
+    _check_powers(chip, source)
     if isinstance(chip, Asic):
         _check_asic(chip, source)
     elif isinstance(chip, Board):
