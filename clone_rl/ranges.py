@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from operator import mul
 from typing import Any, get_type_hints
 
 from clone_rl.errors import BadFileError, BadValueError
@@ -44,19 +45,15 @@ class Range:
         """Whether a number lies in the range; NaN does not."""
         return self.low <= value <= self.high or (self.zero and value == 0)
 
-    def guess(self, value: float) -> str:
-        """The unit in which the number would lie closest to the middle of the range; empty where there is none."""
+    def others(self, value: float) -> list[str]:
+        """Units in which the number would lie in the range, the nearest ones first."""
         word, _, rest = self.unit.partition(" ")
-        others = list(_OTHERS.get(self.unit, ()))
+        known = list(_OTHERS.get(self.unit, ()))
         if word in _PREFIXED:
-            others += [(f"{prefix}{self.unit}", lambda v, factor=factor: v * factor) for prefix, factor in _PREFIXES]
+            known += [(f"{prefix}{self.unit}", partial(mul, factor)) for prefix, factor in _PREFIXES]
         elif word in _OTHERS and rest:
-            others += [(f"{name} {rest}", convert) for name, convert in _OTHERS[word]]
-        found = [(name, convert(value)) for name, convert in others if self.allows(convert(value)) and value]
-        if not found:
-            return ""
-        middle = (self.low * self.high) ** 0.5 if self.low > 0 else 0.5 * (self.low + self.high)
-        return min(found, key=lambda pair: max(pair[1] / middle, middle / pair[1]) if pair[1] > 0 < middle else 1.0)[0]
+            known += [(f"{name} {rest}", convert) for name, convert in _OTHERS[word]]
+        return [name for name, convert in known if value and self.allows(convert(value))]
 
     def check(self, value: float, what: str, error: type[BadFileError | BadValueError] = BadValueError) -> None:
         """Refuse a number out of the range.
@@ -75,20 +72,26 @@ class Range:
         """
         if self.allows(value):
             return
-        guess = self.guess(value)
+        *more, last = self.others(value) or [""]
+        meant = f"{', '.join(more)} or {last}" if more else last
         also = ", or 0" if self.zero and self.low > 0 else ""
         hint = f"{self.unit}, {self.low:g} to {self.high:g}{also}".removeprefix(", ")
         if self.unit == SHARE and value > self.high:
             hint = "a share is at most 1"
-        raise error(f"{what} is {value!r}", f"{hint}; is it in {guess}?" if guess else hint)
+        raise error(f"{what} is {value!r}", f"{hint}; is it in {meant}?" if meant else hint)
 
 
 @cache
+def _found(cls: Any) -> dict[str, Range]:
+    hints = get_type_hints(cls, include_extras=True)
+    notes = ((name, note) for name, hint in hints.items() for note in getattr(hint, "__metadata__", ()))
+    return {name: note for name, note in notes if isinstance(note, Range)}
+
+
 def ranges_of(cls: type[Any]) -> dict[str, Range]:
     """Ranges of the fields of a dataclass, by name; those without one are left out."""
-    hints = get_type_hints(cls, include_extras=True)
-    found = ((name, note) for name, hint in hints.items() for note in getattr(hint, "__metadata__", ()))
-    return {name: note for name, note in found if isinstance(note, Range)}
+    kind: Any = cls  # a class is hashable, which mypy does not see
+    return _found(kind)
 
 
 def check_ranges(part: Any, where: str, error: type[BadFileError | BadValueError] = BadFileError) -> None:

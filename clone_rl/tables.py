@@ -80,7 +80,8 @@ def check_keys(*tables: tuple[type[Any], Any, str]) -> None:
             hints += [(key, _meant(str(key), known)) for key in unknown]
     if found:
         single = len(hints) == 1
-        raise BadFileError("; ".join(found), "; ".join(hint if single else f"{key!r}: {hint}" for key, hint in hints))
+        meant = "; ".join(hint if single else f"{key!r}: {hint}" for key, hint in hints)
+        raise BadFileError("; ".join(found), meant or "the files that ship have every key")
 
 
 def read_table(

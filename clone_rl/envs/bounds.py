@@ -12,8 +12,8 @@ from clone_rl.envs.prices import Prices
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.cost import leakage_growth
 
-MOST_SLOTS = 100_000_000
-"""Slots of the co-runner that the longest request may span; the kernel walks them one by one, a second for so many."""
+MOST_SLOTS = 20_000_000
+"""Slots of the co-runner that the longest request may span; the kernel walks them one by one, 0.2 s for so many."""
 
 HOTTEST_C = 1000.0
 """No die works at such a temperature, and leakage that grows exponentially would soon be beyond any number."""
@@ -47,8 +47,9 @@ def longest_s(world: World, tokens: int) -> float:
     prefill_s, decode_s = (float(part.max()) for part in (world.layer_s[:, :, decoded:], world.layer_s[:, :, :decoded]))
     fill_s = float(prices.fill["latency_s"].max())
     # Twice: with exact caches a layer computes the tokens that it owes beside the current one.
-    token_s = rules["layers"] * (2.0 * decode_s + switch_s) + fill_s + float(prices.head_s.max())
-    runs_s = (rules["layers"] * (prefill_s + switch_s) + (tokens + 1.0) * token_s) * rules["slowdown_high"]
+    token_s = rules["layers"] * 2.0 * decode_s + fill_s + float(prices.head_s.max())
+    runs_s = (rules["layers"] * prefill_s + (tokens + 1.0) * token_s) * rules["slowdown_high"]
+    runs_s += (tokens + 1.0) * rules["layers"] * switch_s
     targets = world.slo.max(0) * rules["slack_high"] * rules["target_high"]
     return float(prices.chip["wake_s"].max() + runs_s + targets[0] + tokens * targets[1])
 

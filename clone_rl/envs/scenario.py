@@ -27,7 +27,7 @@ MOST_GROUPS, DEFAULT_GROUPS = 8, 5
 """Layer groups: the cost of a PPO update grows with the number of action components."""
 
 _TARGET = Range("seconds", 1e-9, 1e5)
-_MEAN = Range("seconds", 1e-8, 1e6)
+_MEAN = Range("seconds", 1e-7, 1e6)
 _MOST_WEIGHT = 1e9
 """Prices of whole requests stay numbers."""
 
@@ -86,7 +86,7 @@ class Interference:
     """
 
     slowdown: Annotated[float, Range("times as long", 0, 1000)] = 1.44
-    slot_s: Annotated[float, Range("seconds", 1e-8, 1e4)] = 1e-3
+    slot_s: Annotated[float, Range("seconds", 1e-7, 1e4)] = 1e-3
     mean_idle_s: Annotated[float, _MEAN] = 20e-3
     mean_busy_s: Annotated[float, _MEAN] = 10e-3
 

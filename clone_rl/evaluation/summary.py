@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.envs.scenario import Limits
+from clone_rl.errors import BadValueError
 from clone_rl.evaluation.regret import Regret
 from clone_rl.evaluation.statistics import Clusters, wilson
 
@@ -48,7 +49,11 @@ def summarise(
         ``disagreement``, ``dnll``, ``mean_depth``, each with ``<key>_ci``; ``energy_per_request_j``; percentiles of TTFT and
         TPOT, s; ``switches_per_token`` and ``overhead`` (controller and probe, share of energy); ``within_constraints``; the
         keys of ``Regret.as_json``, None where it was not measured.
+
+    Raises:
+        BadValueError: A figure is no finite number: nothing is concluded from it.
     """
+    _check_finite(name, figures)
     clusters = Clusters(figures["document"], strata, seed)
     tokens = figures["tokens"].astype(float)
     row: dict[str, Any] = {"name": name, "requests": len(figures)}
@@ -69,6 +74,16 @@ def summarise(
         and row["avg_power_w"] <= power_limit_w
     )
     return {**row, **(regret or Regret.none()).as_json(figures, strata, seed)}
+
+
+def _check_finite(name: str, figures: NDArray[np.void]) -> None:
+    for key in figures.dtype.names or ():
+        if not (finite := np.isfinite(figures[key])).all():
+            at = int(np.argmin(finite))
+            raise BadValueError(
+                f"{key} of request {at} under {name} is {figures[key][at]}",
+                "check the chip's constants, the scenario's times and the traces: all are in SI units",
+            )
 
 
 def winner(rows: Sequence[Mapping[str, Any]]) -> str:

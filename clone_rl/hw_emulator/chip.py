@@ -440,7 +440,9 @@ def parse_chip(table: dict[str, Any], source: str) -> Chip:
         if name in table:
             table[name] = read_table(section, table[name], f"{source}: [{name}]")
     if not isinstance(points, list) or len(points) < 2:
-        raise BadFileError(f"{source}: [[operating_points]] needs at least two entries")
+        raise BadFileError(
+            f"{source}: [[operating_points]] needs at least two entries", "each with voltage_v and frequency_hz, ascending"
+        )
     table["operating_points"] = tuple(read_table(*row) for row in rows)
     chip: Chip = read_table(cls, table, source)
     check_chip(chip, source)

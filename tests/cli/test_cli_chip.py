@@ -458,3 +458,78 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.returncode in (1, 141)  # 1: everything was written before the reader left
     assert done.stderr == ""
+
+
+# Chip files of strangers.
+
+
+def chip_file(here, old, new, name="asic28-sram"):
+    text = (CHIPS / f"{name}.toml").read_text(encoding="utf-8")
+    assert re.search(old, text, re.MULTILINE), old
+    (here / "my-chip.toml").write_text(re.sub(old, new, text, flags=re.MULTILINE), encoding="utf-8")
+    return "my-chip.toml"
+
+
+MILLIVOLTS = r"^voltage_v = 0\.(\d\d)$", r"voltage_v = \g<1>0"
+MEGAHERTZ = r"^frequency_hz = (\d+)e6$", r"frequency_hz = \1"
+
+
+@pytest.mark.parametrize(
+    ("slip", "message", "hint"),
+    [
+        (MILLIVOLTS, "operating_points[0]: voltage_v is 560.0", "volts, 0.1 to 2; is it in millivolts?"),
+        (MEGAHERTZ, "operating_points[0]: frequency_hz is 50.0", "hertz, 5e+06 to 1e+10; is it in megahertz?"),
+    ],
+    ids=["millivolts", "megahertz"],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("chip", "show", "{}"), ("chip", "cost", "--chip", "{}"), ("chip", "scale", "{}"),
+        ("evaluate", "performance", "--chip", "{}", "--seeds", "1", "--requests", "2"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)  # fmt: skip
+def test_a_chip_in_other_units_is_refused_by_every_command(run_cli, here, command, slip, message, hint):
+    path = chip_file(here, *slip)
+    done = run_cli(*(part.format(path) for part in command), "--json")
+    assert done.code == 2
+    assert done.error["message"] == f"{path}: {message}"
+    assert done.error["hint"] == hint
+
+
+TWICE = 2 * "[[operating_points]]\nvoltage_v = 0.60\nfrequency_hz = 109e6\n"
+POINT = r"\[\[operating_points\]\]\nvoltage_v = 0\.60\nfrequency_hz = 109e6\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"^\[compute\]$", '[compute]\nsparsity = "2:4"'), (r"^tiles = 2", "tiles = [2]"), (r"^tiles = 2", "tiles = inf"),
+        (r"^tiles = 2", "tiles = 0"), (r"^\[power\][^[]*", "power = 0.5\n"), (r"^\[thermal\][^[]*", ""),
+        (r"^\[sram\][^[]*", "[[sram]]\n"), (r"^limit_w = 0\.5", "limit_w = -inf"), (r"^limit_w = 0\.5", 'limit_w = "0.5 W"'),
+        (r"^limit_w = 0\.5", "limit_w = 1979-05-27"), (r"^name = .*", "name = 5"), (r"^name = .*", ""),
+        (POINT, ""), (POINT, "[[operating_points]]\n"), (POINT, TWICE),
+        (r"frequency_hz = 109e6", "frequency_hz = 600e6"), (r"voltage_v = 0\.60", "voltage_v = 0.70"),
+        (r"\[\[operating_points\]\](.|\n)*", "operating_points = []\n"), (r"(.|\n)*", ""),
+        (r"^mechanism = .*", "mechanism = []"),
+        (r"^int4 = 1\.0", "int4 = nan"), (r"^int4 = 1\.0", "int4 = 1e300"), (r"^throttle_c = 85\.0", "throttle_c = 20.0"),
+    ],
+    ids=lambda text: text[:24].encode("unicode_escape").decode(),
+)  # fmt: skip
+def test_a_malformed_chip_file_gets_one_sentence_and_no_traceback(run_cli, here, old, new):
+    path = chip_file(here, old, new)
+    done = run_cli("chip", "show", path, "--json")
+    if old == POINT and not new:
+        assert done.code == 0  # one point fewer is a chip, too
+        return
+    assert done.code == 2
+    assert path in done.error["message"]
+    assert "\n" not in done.error["message"]
+    assert done.error["hint"]
+
+
+def test_a_copy_with_other_tiles_does_not_say_what_the_original_had(run_cli, here):
+    shown = run_cli("chip", "show", chip_file(here, r"^tiles = 2", "tiles = 8")).out
+    assert "8 tiles of 8 x 8" in shown
+    assert "128 INT4" not in shown
