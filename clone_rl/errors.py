@@ -56,7 +56,7 @@ class UnknownNameError(CloneRLError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], also: str = "") -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         super().__init__(
             f"unknown {what} {name!r}", f"{hint}{', ' if also.startswith('or ') and not near else ' '}{also}".strip()

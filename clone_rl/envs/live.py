@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import as_dict
 from clone_rl.envs.kernel import may_exit
+from clone_rl.envs.keywords import check_keywords
 from clone_rl.envs.prices import price_list
 from clone_rl.envs.randomness import REQUEST, uniform
 from clone_rl.envs.reward import Cost, Reward
@@ -312,6 +313,7 @@ class LiveLayerControlEnv(ControlEnv):
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:
+        check_keywords(type(self), changes)
         loaded = Scenario.load(scenario, **changes)
         if source.layers != workload.layers:
             raise BadValueError(f"the source has {source.layers} layers and the workload {workload.layers}", "give its own")

@@ -264,6 +264,8 @@ class Scenario:
         """
         if isinstance(name, str):
             table = _beside(load_toml("scenario", name, "clone_rl.envs", "scenarios"), name)
+        elif not isinstance(name, Mapping | Scenario):
+            raise BadValueError(f"scenario is {name!r}", "a name, a path that ends in .toml, plain data, or a Scenario")
         else:
             table = dict(name) if isinstance(name, Mapping) else name.as_dict()
             name = str(table.get("name", "without a name"))

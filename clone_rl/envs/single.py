@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clone_rl.envs.control import Control, load_control
 from clone_rl.envs.figures import as_dict
 from clone_rl.envs.kernel import may_exit
+from clone_rl.envs.keywords import check_keywords
 from clone_rl.envs.randomness import check_seed
 from clone_rl.envs.render import Frame, ansi, draw
 from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward, costs_of
@@ -162,6 +163,7 @@ class _ReplayEnv(ControlEnv):
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:
+        check_keywords(type(self), changes)
         control = load_control(self._kind, scenario, split, **changes)
         super().__init__(control, len(control.traces.prompt_tokens), reward, cost, render_mode)
         self._choices = control.heads[0]

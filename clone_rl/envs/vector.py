@@ -11,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from clone_rl.envs.control import load_control
+from clone_rl.envs.keywords import check_keywords
 from clone_rl.envs.randomness import check_seed
 from clone_rl.envs.reward import Cost, Reward, check_cost, check_reward, costs_of
 from clone_rl.envs.rows import Outcome, Rows
@@ -51,6 +52,7 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         cost: str | Cost | None = None,
         **changes: Any,
     ) -> None:
+        check_keywords(type(self), changes, "make_vec")
         if not is_count(num_envs) or num_envs < 1:
             raise BadValueError(f"num_envs is {num_envs!r}", "a whole number, at least 1")
         if max_episode_steps is not None and (not is_count(max_episode_steps) or max_episode_steps < 1):
@@ -58,8 +60,11 @@ class _ControlVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         if render_mode is not None:
             raise BadValueError(f"render_mode {render_mode!r}", "a vector environment does not render")
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
-        if mode not in _MODES:
-            raise UnknownNameError("autoreset mode", str(mode), _MODES)
+        if not isinstance(mode, str) or mode not in _MODES:
+            unknown = UnknownNameError("autoreset mode", str(mode), _MODES)
+            if mode in (each.value for each in AutoresetMode):  # no name that was mistyped
+                unknown.hint = "there are 'SameStep', the default, and 'Disabled' with reset(options={'reset_mask': mask})"
+            raise unknown
         self.metadata = {"render_modes": [], "autoreset_mode": _MODES[mode]}
         self._autoreset = _MODES[mode] is AutoresetMode.SAME_STEP
         self.control = load_control(self._kind, scenario, split, **changes)

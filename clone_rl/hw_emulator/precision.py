@@ -77,6 +77,6 @@ def precision_named(name: str | Precision) -> Precision:
     """
     if isinstance(name, Precision):
         return name
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise UnknownNameError("precision", str(name), PRECISIONS)
     return PRECISIONS[name]

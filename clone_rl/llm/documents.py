@@ -18,6 +18,7 @@ import torch
 
 from clone_rl.envs.trace import SPLITS
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.hw_emulator.workload import is_count
 from clone_rl.llm.model import LanguageModel
 from clone_rl.llm.prompts import Prompt
 from clone_rl.llm.sampling import Sampling
@@ -84,8 +85,8 @@ class Responses:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UnknownNameError("mode", self.mode, MODES)
-        if self.max_new_tokens < 1:
-            raise BadValueError(f"max_new_tokens is {self.max_new_tokens}", "at least 1")
+        if not is_count(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise BadValueError(f"max_new_tokens is {self.max_new_tokens!r}", "a whole number, at least 1")
 
 
 def prompt_documents(

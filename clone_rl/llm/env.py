@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clone_rl.envs.keywords import check_keywords
 from clone_rl.envs.live import LiveLayerControlEnv
 from clone_rl.envs.reward import Cost, Reward
 from clone_rl.envs.scenario import Scenario
@@ -79,6 +80,7 @@ class ModelLayerControlEnv(LiveLayerControlEnv):
         render_mode: str | None = None,
         **changes: Any,
     ) -> None:
+        check_keywords(type(self), changes)
         loaded = Scenario.load(scenario, **changes)
         source = _source(loaded.kv, model, precision, _prompts(prompts, split), max_new_tokens, temperature, top_k)
         super().__init__(source, source.lm.shape, loaded, reward, cost, render_mode)

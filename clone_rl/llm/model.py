@@ -21,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.hw_emulator.precision import PRECISIONS
 from clone_rl.hw_emulator.workload import Workload
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.checkpoint import (
@@ -286,6 +287,8 @@ def load_model(
         UnsupportedModelError: Not a dense decoder that can be read without running its code.
         BadValueError: Another precision than the one that the weights are stored in.
     """
+    if not isinstance(precision, str):
+        raise UnknownNameError("precision", str(precision), PRECISIONS)
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     folder, key = model_folder(name), (name, precision, dtype, allow_pickle)

@@ -33,8 +33,9 @@ class Sampling:
     top_k: int | None = 40
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise BadValueError(f"temperature is {self.temperature}", "0 (greedy) or more")
+        given = self.temperature
+        if isinstance(given, bool) or not isinstance(given, int | float | Integral) or not 0 <= given < math.inf:
+            raise BadValueError(f"temperature is {given!r}", "0 (greedy) or more")
         top_k = 0 if self.top_k is None else self.top_k
         if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < -1:
             raise BadValueError(f"top_k is {top_k!r}", "a whole number, at least 1; 0 or -1 takes all tokens")

@@ -11,6 +11,7 @@ import torch
 
 from clone_rl.envs.trace import SIGNALS, TraceSet, blank_trace
 from clone_rl.errors import BadValueError
+from clone_rl.hw_emulator.workload import is_count
 from clone_rl.llm.documents import Document
 from clone_rl.llm.exits import exit_statistics, hidden_statistics
 from clone_rl.llm.model import LanguageModel
@@ -171,8 +172,8 @@ class ModelSource(SteppedSource):
     ) -> None:
         if not documents:
             raise BadValueError("no documents", "give at least one")
-        if max_new_tokens < 1:
-            raise BadValueError(f"max_new_tokens is {max_new_tokens}", "at least 1")
+        if not is_count(max_new_tokens) or max_new_tokens < 1:
+            raise BadValueError(f"max_new_tokens is {max_new_tokens!r}", "a whole number, at least 1")
         super().__init__(stepper or Stepper(lm), lm.need_probe() if probes else None, kv, reference, extras, on_token)
         self.lm, self.documents = lm, list(documents)
         self.max_new_tokens, self.sampling = max_new_tokens, sampling or Sampling()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from clone_rl.envs import ENV_IDS
+from clone_rl.envs import ENV_IDS, LIVE_ID
 from clone_rl.envs.control import load_control
 from clone_rl.envs.scenario import Interference, Limits, Scenario, ServiceLevel, Weights
 from clone_rl.envs.single import LayerControlEnv, TokenControlEnv
@@ -466,3 +466,52 @@ def test_a_scenario_is_checked_again_when_it_is_changed():
         Scenario.load("default", slack_lo=2.0)
     with pytest.raises(BadFileError, match="unknown key 'ttft'"):
         Scenario.load({"name": "mine", "chip": "asic28-sram", "traces": "default", "slo": [{"name": "a", "ttft": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "meant"),
+    [
+        ({"senario": "hot"}, "did you mean 'scenario'"),
+        ({"splitt": "test"}, "did you mean 'split'"),
+        ({"rewards": None}, "did you mean 'reward'"),
+        ({"render": "ansi"}, "did you mean 'render_mode'"),
+        ({"max_episode_step": 3}, "did you mean 'max_episode_steps'"),
+        ({"switchin": "pmic"}, "did you mean 'switching'"),
+        ({"zzz": 1}, "known: .*render_mode.*scenario.*split.*switching"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("env_id", [*ENV_IDS, LIVE_ID])
+def test_a_keyword_that_nobody_takes_is_named_with_those_that_there_are(env_id, keywords, meant):
+    with pytest.raises(UnknownNameError, match=f"unknown keyword {next(iter(keywords))!r} .*{meant}"):
+        gym.make(env_id, **keywords)
+    if env_id != LIVE_ID:
+        with pytest.raises(UnknownNameError, match=f"unknown keyword {next(iter(keywords))!r} .*{meant}"):
+            gym.make_vec(env_id, 2, **keywords)
+
+
+def test_keywords_of_one_kind_of_environment_are_known_there():
+    for keywords, meant in (({"num_env": 2}, "num_envs"), ({"autoreset": True}, "autoreset_mode")):
+        with pytest.raises(UnknownNameError, match=f"did you mean {meant!r}"):
+            gym.make_vec(next(iter(ENV_IDS)), 2, **keywords)
+    for keywords, meant in (({"promts": []}, "prompts"), ({"temprature": 1.0}, "temperature"), ({"topk": 1}, "top_k")):
+        with pytest.raises(UnknownNameError, match=f"did you mean {meant!r}"):
+            gym.make(LIVE_ID, **keywords)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", gym.vector.AutoresetMode.NEXT_STEP])
+def test_a_mode_of_autoreset_that_is_not_there_is_no_slip_of_the_pen(mode):
+    with pytest.raises(UnknownNameError) as caught:
+        gym.make_vec(next(iter(ENV_IDS)), 2, autoreset_mode=mode)
+    assert "did you mean" not in caught.value.hint
+    assert "'SameStep'" in caught.value.hint
+    assert "'Disabled'" in caught.value.hint
+    with pytest.raises(UnknownNameError, match="did you mean 'Disabled'"):
+        gym.make_vec(next(iter(ENV_IDS)), 2, autoreset_mode="disabled")
+
+
+@pytest.mark.parametrize("value", [3, None, 1.5, [], b"x", object()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("name", ["scenario", "split", "autoreset_mode"])
+def test_a_value_of_another_type_is_refused(name, value):
+    with pytest.raises(CloneRLError, match=name.replace("_", " ")):
+        gym.make_vec(next(iter(ENV_IDS)), 2, **{name: value})

@@ -1,6 +1,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from clone_rl.envs import ENV_IDS
 from clone_rl.envs.figures import as_dict
@@ -210,3 +211,18 @@ def test_exits_are_scored_by_what_they_are_told(trace_folder):
     assert set(np.unique(np.stack(costs)[..., 1:])) == {0.0, 0.25}
     with pytest.raises(BadValueError, match="outcome"):
         env.set_outcome(env.control.world.outcome[1:])
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_gymnasiums_own_statistics_count_the_steps_of_episodes(trace_folder, mode):
+    """Those before 1.4 took a row's next episode to begin one step later, whatever the environment says."""
+    env = RecordEpisodeStatistics(make_vec(IDS[0], trace_folder, 2, max_episode_steps=3, autoreset_mode=mode))
+    env.reset(seed=0)
+    lengths = []
+    for _ in range(12):
+        *_, truncated, info = env.step(np.full(2, 7))
+        if "episode" in info:
+            lengths.append(info["episode"]["l"].tolist())
+        if mode == "Disabled" and truncated.any():
+            env.reset(options={"reset_mask": truncated})
+    assert lengths == [[3, 3]] * 4

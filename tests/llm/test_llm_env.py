@@ -24,7 +24,7 @@ from clone_rl.envs import ENV_IDS, LIVE_ID
 from clone_rl.envs.live import LiveLayerControlEnv
 from clone_rl.envs.scenario import Scenario
 from clone_rl.envs.state import AMOUNTS
-from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError, UnknownNameError
 from clone_rl.hw_emulator.precision import PRECISIONS
 from clone_rl.llm.documents import Document
 from clone_rl.llm.live import LiveSession
@@ -435,3 +435,10 @@ def test_a_copy_is_small_and_of_the_model_that_it_was_made_with(monkeypatch):
     monkeypatch.setitem(model_module._loaded, key, (stamp, replace(lm, sha256="another")))
     with pytest.raises(BadFileError, match="another model"):
         pickle.loads(data)
+
+
+@pytest.mark.parametrize("value", ["x", None, [], {}, b"x", object()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "precision"])
+def test_a_value_of_another_type_is_refused(name, value):
+    with pytest.raises(CloneRLError, match=name):
+        make(**{name: value})
