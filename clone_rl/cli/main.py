@@ -12,9 +12,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from clone_rl.cli.extras import check_extras, missing
 from clone_rl.cli.parser import Parser
 from clone_rl.cli.text import plain
-from clone_rl.errors import BadFileError, BadValueError, CloneRLError, MissingExtraError
+from clone_rl.errors import BadFileError, BadValueError, CloneRLError
 from clone_rl.interrupt import install_again
 from clone_rl.version import __version__
 
@@ -153,6 +154,7 @@ def _wants(command: str) -> bool:
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """What a command found, and its exit code: 0 unless it is one that judges."""
+    check_extras(options)
     found = options.job(options)
     return found if isinstance(found, tuple) else (found, 0)
 
@@ -209,7 +211,7 @@ def _answer(as_json: bool) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("clone_rl"):
             raise
-        _report(MissingExtraError(f"this needs {error.name}", "pip install 'clone-rl[all]'"), as_json)
+        _report(missing(error.name or "a module"), as_json)
         return 2
     except BrokenPipeError:
         # Whoever reads the output has seen enough; what is still buffered goes nowhere.
