@@ -152,3 +152,12 @@ def test_the_table_has_a_line_for_each_controller_with_its_energy_and_verdict(ev
         assert cells[0] == row["name"]
         assert cells[1].startswith(f"{row['energy_per_token_j'] * 1e6:.3f} [")
         assert cells[-1] == ("yes" if row["within_constraints"] else "no")
+
+
+@pytest.mark.parametrize("figure", ["energy_j", "ttft_s", "dnll"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nothing_is_concluded_from_a_figure_that_is_no_number(figures, figure, value):
+    broken, strata = figures.copy(), np.zeros(len(figures), int)
+    broken[figure][3] = value
+    with pytest.raises(BadValueError, match=f"{figure} of request 3 under x is {value} .*SI units"):
+        summarise("x", broken, strata, NOTHING, 9, 0)
