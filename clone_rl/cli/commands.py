@@ -150,9 +150,10 @@ def _level(summary: dict[str, Any]) -> str:
 
 def generation_lines(summary: dict[str, Any]) -> str:
     """The figures of one generation for people."""
+    tpot = "-" if summary["tpot_s"] is None else f"{summary['tpot_s'] * 1e3:.3f} ms"
     return (
         f"{summary['energy_per_token_j'] * 1e6:.2f} uJ/token, {summary['avg_power_w'] * 1e3:.2f} mW, "
-        f"TTFT {summary['ttft_s'] * 1e3:.1f} ms, TPOT {summary['tpot_s'] * 1e3:.3f} ms, "
+        f"TTFT {summary['ttft_s'] * 1e3:.1f} ms, TPOT {tpot}, "
         f"{summary['deadline_misses']} of {summary['tokens']} tokens late, mean depth {summary['mean_depth']:.2f}, "
         f"agreement with full depth {summary['agreement']:.1%} ({_level(summary)})"
     )

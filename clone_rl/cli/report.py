@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from clone_rl.evaluation.page import Picture
     from clone_rl.evaluation.results import Results
 
+_PAGE, _PICTURES = "report.html", ("pareto", "regret", "vf", "curves")
+"""Files of a report: the page, and whichever pictures there are, as PNG."""
+
 _MOST_MAPS = 12
 """Controllers whose operating points are drawn."""
 
@@ -27,7 +30,10 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "report", text, report)
     parser.add_argument("run", metavar="RUN", help="run folder, or file of clone-rl evaluate --out")
     parser.add_argument(
-        "--out", default="", help="folder to create (default: 'report' in the run folder, or ROWS-report beside the rows)"
+        "--out",
+        default="",
+        help="folder to create, or an earlier report to replace (default: 'report' in the run folder, or ROWS-report beside "
+        "the rows)",
     )
 
 
@@ -35,7 +41,7 @@ def _places(run: Path, out: str) -> tuple[Path | None, Path]:
     """The file of rows, if there is one, and the folder to create.
 
     Raises:
-        BadFileError: There is nothing to report, or the folder exists.
+        BadFileError: There is nothing to report, or the folder exists and is no earlier report.
     """
     from clone_rl.cli.run_folder import check_output
 
@@ -47,7 +53,22 @@ def _places(run: Path, out: str) -> tuple[Path | None, Path]:
         rows, folder = next((p for p in (run / "rows.csv", run / "rows.json") if p.exists()), None), run / "report"
     else:
         rows, folder = run, run.with_name(f"{run.stem}-report")
-    return rows, check_output(Path(out) if out else folder)
+    folder = Path(out) if out else folder
+    return rows, folder if _ours(folder) else check_output(folder)
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a path is a report that this command made, with nothing of anybody else's in it."""
+    from clone_rl.evaluation.page import MARK
+
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if {path.name for path in folder.iterdir()} - {_PAGE, *(f"{name}.png" for name in _PICTURES)}:
+        return False
+    try:
+        return MARK in (folder / _PAGE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +107,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         f"{run.name}: {results.setting['scenario']}, {results.setting['split']} split" if results else f"{run.name}: training"
     )
     _write(folder, page(title, results, pictures, curves, commands, notes), pictures)
-    files = [str(folder / "report.html"), *(str(folder / f"{p.name}.png") for p in pictures.values())]
+    files = [str(folder / _PAGE), *(str(folder / f"{p.name}.png") for p in pictures.values())]
     if not options.json:
         print(*files, sep="\n")
     best, setting = (results.best, results.told.as_json()) if results else ("", None)
@@ -155,13 +176,18 @@ def _pictures(
 
 
 def _write(folder: Path, text: str, pictures: Mapping[str, Picture]) -> None:
-    """Write page and pictures; the folder appears complete or not at all."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Write page and pictures; the folder appears complete or not at all, in the place of an earlier report."""
+    aside, before = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".before"))
     aside.mkdir()
     try:
-        (aside / "report.html").write_text(text, encoding="utf-8")
+        (aside / _PAGE).write_text(text, encoding="utf-8")
         for picture in pictures.values():
             (aside / f"{picture.name}.png").write_bytes(picture.png["light"])
+        if folder.exists():
+            folder.rename(before)
         aside.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        for path in (aside, before):
+            shutil.rmtree(path, ignore_errors=True)

@@ -44,6 +44,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; fo
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
+MARK = "<meta name=generator content='clone-rl report'>"
+"""What tells a page that was made here from others."""
+
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: pictures that are in it, and nothing else."""
 
@@ -111,7 +114,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], best: str) -> str:
             _interval(row, "dnll", 1, 4),
             f"{row['mean_depth']:.2f}",
             f"{row['ttft_p50_s'] * 1e3:.1f} / {row['ttft_p99_s'] * 1e3:.1f}",
-            f"{row['tpot_p50_s'] * 1e3:.3f} / {row['tpot_p99_s'] * 1e3:.3f}",
+            "-" if row["tpot_p50_s"] is None else f"{row['tpot_p50_s'] * 1e3:.3f} / {row['tpot_p99_s'] * 1e3:.3f}",
             f"{row['switches_per_token']:.2f}",
             _share(row["overhead"], 2),
         )
@@ -287,6 +290,6 @@ def page(
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"{MARK}<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )

@@ -47,8 +47,9 @@ def summarise(
     Returns:
         ``requests``; ``energy_per_token_j`` and ``avg_power_w`` (idling until the last deadline included), ``miss_rate``,
         ``disagreement``, ``dnll``, ``mean_depth``, each with ``<key>_ci``; ``energy_per_request_j``; percentiles of TTFT and
-        TPOT, s; ``switches_per_token`` and ``overhead`` (controller and probe, share of energy); ``within_constraints``; the
-        keys of ``Regret.as_json``, None where it was not measured.
+        TPOT, s (a request of one token has no TPOT; None where all are of one); ``switches_per_token`` and ``overhead``
+        (controller and probe, share of energy); ``within_constraints``; the keys of
+        ``Regret.as_json``, None where it was not measured.
 
     Raises:
         BadValueError: A figure is no finite number: nothing is concluded from it.
@@ -62,9 +63,9 @@ def summarise(
         row[f"{key}_ci"] = clusters.interval(figures[top], figures[bottom])
     row["miss_rate_ci"] = list(wilson(figures["late"].sum(), tokens.sum()))
     row["energy_per_request_j"] = float(figures["energy_j"].mean())
-    for key in ("ttft_s", "tpot_s"):
+    for key, shown in (("ttft_s", figures), ("tpot_s", figures[figures["tokens"] > 1])):
         for quantile in (50, 99):
-            row[f"{key[:-2]}_p{quantile}_s"] = float(np.percentile(figures[key], quantile))
+            row[f"{key[:-2]}_p{quantile}_s"] = float(np.percentile(shown[key], quantile)) if len(shown) else None
     row["switches_per_token"] = float(figures["switches"].sum() / tokens.sum())
     row["overhead"] = float((figures["policy_j"].sum() + figures["probe_j"].sum()) / figures["energy_j"].sum())
     row["within_constraints"] = bool(

@@ -73,8 +73,15 @@ class Generation:
         return {"text": self.text, **summarised(self.figures, self.slo, self.waited_s), "targets": self.targets}
 
 
+def per_later_token(figures: Mapping[str, float]) -> float | None:
+    """TPOT of a request, seconds; None for a single token, which has none."""
+    return float(figures["tpot_s"]) if figures["tokens"] > 1 else None
+
+
 def summarised(figures: Mapping[str, float], slo: str, waited_s: float = 0.0) -> dict[str, Any]:
-    """The figures of a request that people ask for first; agreement and dNLL are None where nothing was compared.
+    """The figures of a request that people ask for first.
+
+    None stands for agreement and dNLL where nothing was compared, and for the TPOT of a single token.
 
     Args:
         figures: Totals, see ``clone_rl.envs.figures.FIGURES``.
@@ -88,7 +95,7 @@ def summarised(figures: Mapping[str, float], slo: str, waited_s: float = 0.0) ->
         "energy_j": f["energy_j"],
         "avg_power_w": f["energy_j"] / (f["time_s"] - waited_s),
         "ttft_s": f["ttft_s"],
-        "tpot_s": f["tpot_s"],
+        "tpot_s": per_later_token(f),
         "deadline_misses": int(f["late"]),
         "mean_depth": f["depth"] / tokens,
         "agreement": _known(1 - f["disagree"] / tokens),

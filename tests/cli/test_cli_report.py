@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -59,9 +60,46 @@ def test_rows_become_a_page_with_pictures(run_cli, rows, here):
     for path in found["files"][1:]:
         assert (here / path).read_bytes() in embedded
     assert sorted(p.name for p in here.iterdir()) == ["rows-report", "rows.csv"]
-    again = run_cli("report", "rows.csv", "--json").error
-    assert "rows-report exists" in again["message"]
     assert run_cli("report", "rows.csv", "--out", "other").code == 0
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(run_cli, rows, here, monkeypatch):
+    assert run_cli("report", "rows.csv").code == 0
+    made, page = Path("rows-report"), Path("rows-report") / "report.html"
+    whole = page.read_bytes()
+    page.write_bytes(whole + b"old")
+    (made / "curves.png").write_bytes(b"of an earlier report")
+    assert run_cli("report", "rows.csv").code == 0
+    assert page.read_bytes() == whole
+    assert sorted(p.name for p in made.iterdir()) == ["pareto.png", "regret.png", "report.html", "vf.png"]
+    assert sorted(p.name for p in here.iterdir()) == ["rows-report", "rows.csv"]
+
+    rename = Path.rename
+
+    def refuse(source, target):
+        """The new report cannot take the place; all else can."""
+        if source != made and target == made and not source.name.endswith(".before"):
+            raise OSError("refused")
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        page.write_bytes(whole + b"old")
+        assert run_cli("report", "rows.csv").code != 0
+    assert page.read_bytes() == whole + b"old"
+    assert sorted(p.name for p in here.iterdir()) == ["rows-report", "rows.csv"]
+
+    (made / "notes.txt").write_text("mine")
+    assert "rows-report exists" in run_cli("report", "rows.csv", "--json").error["message"]
+    (made / "notes.txt").unlink()
+    page.write_text("<!doctype html>\nmine")
+    assert "rows-report exists" in run_cli("report", "rows.csv", "--json").error["message"]
+    (here / "link").symlink_to(made)
+    assert "link exists" in run_cli("report", "rows.csv", "--out", "link", "--json").error["message"]
+    assert "rows.csv exists" in run_cli("report", "rows.csv", "--out", "rows.csv", "--json").error["message"]
+    (here / "empty").mkdir()
+    assert "empty exists" in run_cli("report", "rows.csv", "--out", "empty", "--json").error["message"]
+    assert page.read_text().endswith("mine")
 
 
 def test_a_run_folder_becomes_a_page_with_its_curves(run_cli, rows, here):

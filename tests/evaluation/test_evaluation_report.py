@@ -15,6 +15,7 @@ from clone_rl.evaluation.pareto_figure import draw_pareto, front
 from clone_rl.evaluation.protocol import evaluate
 from clone_rl.evaluation.regret_figure import draw_regret, measured, parts_of
 from clone_rl.evaluation.replay import groups
+from clone_rl.evaluation.report import table
 from clone_rl.evaluation.results import gather
 from clone_rl.evaluation.rows import Origin
 from clone_rl.evaluation.theme import DARK, LIGHT, drawn
@@ -103,6 +104,26 @@ def test_who_breaks_a_constraint_is_shown_but_not_starred(results):
     (starred,) = re.findall(r"<td>(\w+) <span class=yes>&#9733;", text)
     assert starred == results.best == "pace"
     assert "<tr class=broken><td>powersave</td>" in text
+
+
+def test_one_token_has_no_time_per_later_token(judged):
+    rows = [dict(row) for row in judged.requests]
+    before = gather(rows, "rows.csv").summary
+    short = rows[0]["request"]
+    for row in rows:
+        if row["request"] == short:
+            row |= {"tokens": 1, "tpot_s": 0.0, "late": 0}
+    found = gather(rows, "rows.csv")
+    for whole, row in zip(before, found.summary, strict=True):
+        own = [r["tpot_s"] for r in rows if r["controller"] == row["name"] and r["tokens"] > 1]
+        assert len(own) < whole["requests"]
+        assert row["tpot_p50_s"] == np.percentile(own, 50)
+    for row in rows:
+        row |= {"tokens": 1, "tpot_s": 0.0, "late": 0}
+    none = gather(rows, "rows.csv")
+    assert {row["tpot_p50_s"] for row in none.summary} == {None}
+    assert "TPOT p50" not in table(none.summary)
+    assert "<td>-</td>" in page("a run", none, {}, None, [])
 
 
 class Page(HTMLParser):

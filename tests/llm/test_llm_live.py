@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clone_rl.agents.heuristics import Fixed, Pace
+from clone_rl.cli.commands import generation_lines
 from clone_rl.envs.figures import as_dict
 from clone_rl.envs.live import scaled_signal
 from clone_rl.envs.observation import OBSERVATION
@@ -22,6 +23,7 @@ from clone_rl.llm.probe_reader import ProbeReader
 from clone_rl.llm.sampling import Sampling
 from clone_rl.llm.tokenizer import END_ID
 from clone_rl.runtime import Decision, RuntimeController
+from clone_rl.runtime.server.account import energy_report
 
 pytest_plugins = ["llm_models"]
 
@@ -114,6 +116,15 @@ def test_full_depth_without_temperature_is_the_greedy_text_of_the_model(session,
     assert summary["agreement"] == 1
     assert summary["dnll"] == 0
     assert summary["tokens"] == len(answer.token_ids)
+
+
+def test_a_response_of_one_token_has_no_time_per_later_token(session):
+    one, two = (session.generate(PROMPT, performance(), count, GREEDY) for count in (1, 2))
+    assert (one.figures["tpot_s"], one.summary()["tpot_s"]) == (0.0, None)
+    assert two.summary()["tpot_s"] == two.figures["tpot_s"] > 0
+    assert "TPOT -, 0 of 1 tokens" in generation_lines(one.summary())
+    decided = {"overruled": 0, "degraded": 0}
+    assert energy_report(one, session.scenario.slo[0], 0, "steady", decided)["tpot_s"] is None
 
 
 @pytest.mark.parametrize("depth", [1, 4, 9])

@@ -31,6 +31,8 @@ def energy_report(
         controller: Its name.
         decided: Its own report.
     """
+    from clone_rl.llm.live import per_later_token
+
     figures, tokens = generation.figures, len(generation.token_ids)
     depths = _depths(generation)
     return {
@@ -40,7 +42,7 @@ def energy_report(
         "mean_depth": sum(depths) / tokens,
         "exits": sum(depth < generation.points.shape[1] for depth in depths),
         "ttft_s": float(figures["ttft_s"]),
-        "tpot_s": float(figures["tpot_s"]),
+        "tpot_s": per_later_token(figures),
         "waited_s": float(generation.waited_s),
         "slo": {"class": level.name, "ttft_s": level.ttft_s, "tpot_s": level.tpot_s},
         "seed": seed,
