@@ -129,6 +129,7 @@ class StandIn:
         figures = {
             "energy_j": len(ids) * LAYERS * STEP_J,
             "late": sum(left > due for left, due in zip(emitted_s, due_s, strict=True)),
+            "tokens": len(ids),
             "ttft_s": emitted_s[0],
             "tpot_s": LAYERS * STEP_S,
         }
