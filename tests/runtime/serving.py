@@ -86,7 +86,7 @@ class StandIn:
         self.scenario = SimpleNamespace(slo=(ServiceLevel("chat", 0.02, 0.003), ServiceLevel("code", 0.01, 0.001)))
         points = np.zeros(8, [("voltage_v", "f8")])
         points["voltage_v"] = np.linspace(0.6, 1.0, 8)
-        self.emulator = SimpleNamespace(points=points, chip=SimpleNamespace(name="paper"))
+        self.emulator = SimpleNamespace(points=points, chip=SimpleNamespace(name="paper", operating_points=points))
         self.gate, self.started, self.tokens_made = Gate(), [], 0
 
     @staticmethod
