@@ -101,4 +101,15 @@ def _point(axes: Any, theme: Theme, row: dict[str, Any], number: int, key: str, 
         label=row["name"] if held else f"{row['name']} (breaks a constraint)", zorder=3,
     )  # fmt: skip
     if best:
-        axes.plot(x, y, marker="o", markersize=15, markerfacecolor="none", color=theme.good, linestyle="", zorder=2)
+        # In the colour of no controller.
+        axes.plot(
+            x,
+            y,
+            marker="o",
+            markersize=15,
+            markerfacecolor="none",
+            color=theme.ink,
+            linestyle="",
+            label="the winner",
+            zorder=2,
+        )

@@ -9,6 +9,7 @@ import pytest
 
 from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.errors import BadFileError
+from clone_rl.evaluation.figure import blank
 from clone_rl.evaluation.learning_curves import draw_curves, event_folder, read_curves
 from clone_rl.evaluation.page import Picture, page, sentence
 from clone_rl.evaluation.pareto_figure import draw_pareto, front
@@ -170,6 +171,16 @@ def test_the_front_is_of_those_whom_nobody_beats():
     for row in rows:
         beaten = any(o["energy_per_token_j"] < row["energy_per_token_j"] and o["dnll"] < row["dnll"] for o in rows)
         assert (row in edge) != beaten
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_ring_has_the_colour_of_no_controller_and_a_name(results, theme):
+    figure = blank(9, 4)
+    draw_pareto(figure, theme, results)
+    for axes in figure.axes:
+        (ring,) = [line for line in axes.lines if line.get_markersize() == 15]
+        assert ring.get_color() not in {*theme.series, theme.bad}
+    assert "the winner" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_parts_of_regret_add_up_and_the_third_is_part_of_the_second():
