@@ -17,6 +17,7 @@ from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import TraceSet
 from clone_rl.errors import BadFileError
 from clone_rl.files import replacing
+from clone_rl.hw_emulator.chip import Chip
 
 FORMAT = 1
 
@@ -27,6 +28,11 @@ _NOT_THE_WORLD = ("name", "chip", "traces", "model", "policy_macs", "probe", "si
 def plain_sha256(content: Any) -> str:
     """Hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def chip_sha256(chip: Chip) -> str:
+    """Hash of what a chip does; how it is described is for people."""
+    return plain_sha256({name: value for name, value in asdict(chip).items() if name != "description"})
 
 
 def traces_sha256(traces: TraceSet) -> str:
@@ -44,7 +50,7 @@ def identity(control: Control, limits: Limits) -> dict[str, Any]:
     scenario = control.scenario
     rules = {name: value for name, value in scenario.as_dict().items() if name not in _NOT_THE_WORLD}
     return {
-        "chip": plain_sha256(asdict(control.emulator.chip)),
+        "chip": chip_sha256(control.emulator.chip),
         "traces": traces_sha256(control.traces),
         "rules": plain_sha256(rules),
         "limits": asdict(limits),

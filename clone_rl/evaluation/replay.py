@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.own import load_controller
 from clone_rl.agents.policy import Policy, is_policy_path, policy_names
 from clone_rl.agents.rollout import run_requests
-from clone_rl.agents.tuned import plain_sha256, traces_sha256
+from clone_rl.agents.tuned import chip_sha256, traces_sha256
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import as_dict
 from clone_rl.envs.scenario import Limits, Scenario, scenario_names
@@ -121,7 +121,7 @@ def control_of(row: Mapping[str, Any], where: str) -> Control:
             f"sha256 {row['traces_sha256'][:12]}, here {here[:12]}; give the set that it was made with, or evaluate again",
         )
     control = Control.of("layer", scenario, traces, row["split"])
-    if (here := plain_sha256(asdict(control.emulator.chip))) != row["chip_sha256"]:
+    if (here := chip_sha256(control.emulator.chip)) != row["chip_sha256"]:
         raise BadFileError(
             f"{where} was made with another chip than {scenario.chip_name!r} is",
             f"sha256 {row['chip_sha256'][:12]}, here {here[:12]}; evaluate again",

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from clone_rl.agents.controller import Controller
 from clone_rl.agents.lut import LutPolicy
 from clone_rl.agents.own import OwnController
 from clone_rl.agents.policy import Policy
-from clone_rl.agents.tuned import plain_sha256, traces_sha256
+from clone_rl.agents.tuned import chip_sha256, plain_sha256, traces_sha256
 from clone_rl.envs.control import Control
 from clone_rl.envs.figures import FIGURES, as_dict
 from clone_rl.envs.scenario import Limits, Scenario, scenario_names
@@ -133,7 +133,7 @@ def request_rows(
         "changes": scenario_changes(scenario),
         "scenario_sha256": scenario_sha256(scenario),
         "chip": scenario.chip_name,
-        "chip_sha256": plain_sha256(asdict(control.emulator.chip)),
+        "chip_sha256": chip_sha256(control.emulator.chip),
         "traces": scenario.traces,
         "traces_sha256": traces_sha256(control.traces),
         "split": split,

@@ -14,6 +14,7 @@ from clone_rl.agents.heuristics import Pace, find_baseline
 from clone_rl.agents.judge import Judge, figures_of
 from clone_rl.agents.rollout import run_requests
 from clone_rl.agents.tuned import identity, read_tuned, stored_settings, write_tuned
+from clone_rl.envs import scenarios
 from clone_rl.envs.control import Control, load_control
 from clone_rl.envs.scenario import Limits, Scenario
 from clone_rl.errors import BadFileError, BadValueError, MissingExtraError, UnknownNameError
@@ -205,3 +206,22 @@ def test_exits_that_lower_the_loss_break_no_limit(traces):
     )
     assert judged.figures["dnll"] < 0.0
     assert judged.measured.dnll == 0.0
+
+
+@pytest.mark.parametrize("scenario", scenarios())
+def test_the_settings_that_ship_are_those_of_the_scenarios_that_ship(scenario):
+    from clone_rl.agents.tuned import identity, stored_settings, tuned_path
+
+    control = load_control("layer", scenario)
+    stored = stored_settings(tuned_path(scenario), "pace", identity(control, control.scenario.limits))
+    assert stored.settings is not None, stored.reason
+
+
+def test_how_a_chip_is_described_is_no_part_of_its_identity(control):
+    from dataclasses import replace
+
+    from clone_rl.agents.tuned import chip_sha256
+
+    chip = control.emulator.chip
+    assert chip_sha256(replace(chip, description="other words")) == chip_sha256(chip)
+    assert chip_sha256(replace(chip, name="other")) != chip_sha256(chip)
