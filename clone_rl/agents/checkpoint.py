@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from clone_rl.agents.tuned import chip_sha256
 from clone_rl.envs.control import Control
 from clone_rl.envs.state import STATE
 from clone_rl.errors import BadFileError
@@ -70,7 +71,7 @@ def made_for(control: Control) -> dict[str, str]:
     scenario.pop("limits", None)
     return {
         "scenario": _hash(json.dumps(scenario, sort_keys=True)),
-        "chip": _hash(repr(control.emulator.chip)),
+        "chip": chip_sha256(control.emulator.chip),
         "traces": str(control.traces.card.get("sha256", "")),
     }
 

@@ -60,7 +60,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     controllers = told_apart(controllers, [*beside, "default", own])
     bar = lambda items: Bar(items, desc="evaluate", unit="controller")  # noqa: E731
     origin = Origin(read_command(folder), {controllers[-1].name: own})
-    evaluation = evaluate(control, controllers, "test", options.seed, repeats=4, progress=bar, origin=origin)
+    evaluation = evaluate(control, controllers, "test", options.seed, seeds=4, progress=bar, origin=origin)
     write_json(folder / "results.json", evaluation.as_json())
     write_rows(folder / "rows.csv", evaluation.requests)
 

@@ -126,7 +126,7 @@ class Power:
     threshold_voltage_v: Annotated[float, Range("volts", 0.02, 1.5)]
     logic_leakage_w_per_mm2: Annotated[float, Range("watts per mm2", 1e-6, 0.25)]
     leakage_per_volt: Annotated[float, Range("per volt", 0.01, 10)]
-    leakage_per_kelvin: Annotated[float, Range("per kelvin", 1e-4, 0.15)]
+    leakage_per_kelvin: Annotated[float, Range("per kelvin", 1e-4, 0.15, zero=True)]
     regulator: str
     regulator_efficiency: Annotated[float, Range(SHARE, 0.1, 1)]
     input_voltage_v: Annotated[float, Range("volts", 0.1, 60)]

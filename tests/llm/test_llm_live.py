@@ -492,7 +492,7 @@ def test_reading_the_probe_of_one_state_is_reading_it(lm):
 def steady_chip(folder):
     """The default chip, but for a leakage that does not grow with the temperature: costs depend on shapes alone."""
     text = (resources.files("clone_rl.hw_emulator") / "chips" / "asic28-sram.toml").read_text(encoding="utf-8")
-    changed = re.sub(r"(?m)^leakage_per_kelvin *=.*$", "leakage_per_kelvin = 1e-15", text)
+    changed = re.sub(r"(?m)^leakage_per_kelvin *=.*$", "leakage_per_kelvin = 0.0", text)
     assert changed != text
     (folder / "steady.toml").write_text(changed, encoding="utf-8")
     return str(folder / "steady.toml")
