@@ -87,8 +87,9 @@ def _hash(text: str) -> str:
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     """Replace ``checkpoint.pt``; whenever the program is killed, the file before it or this one is there, whole."""
-    with replacing(folder / NAME) as aside:
-        torch.save({"format": FORMAT, "fields": _FIELDS, **content}, aside)
+    # Through a file of Python's own, which keeps what the system said of a full disk.
+    with replacing(folder / NAME) as aside, aside.open("wb") as file:
+        torch.save({"format": FORMAT, "fields": _FIELDS, **content}, file)
 
 
 def read_checkpoint(folder: Path, config: dict[str, Any], made: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from clone_rl.envs.control import Control
 from clone_rl.envs.observation import OBSERVATION
+from clone_rl.files import writing
 
 METRICS = (
     "best/energy_per_token_j",
@@ -28,11 +30,37 @@ _POINT = OBSERVATION.index("point")
 
 
 class _Board(TensorBoardOutputFormat):
-    """Event files in a folder; what a killed run wrote at ``first`` and later is hidden, because it comes again."""
+    """Event files in a folder; what a killed run wrote at ``first`` and later is hidden, because it comes again.
+
+    Raises:
+        WriteError: The disk is full, or there is no permission.
+    """
 
     def __init__(self, folder: Path, first: int | None) -> None:
-        self.writer = SummaryWriter(log_dir=str(folder), purge_step=first)
+        self._folder, self._hook = folder, threading.excepthook
+        threading.excepthook = self._unless_told
         self._is_closed = False
+        with writing(folder):
+            self.writer = SummaryWriter(log_dir=str(folder), purge_step=first)
+
+    def write(self, *args: Any, **options: Any) -> None:
+        """As SB3's logger calls it."""
+        with writing(self._folder):
+            super().write(*args, **options)
+
+    def close(self) -> None:
+        """Finish the file."""
+        try:
+            with writing(self._folder):
+                super().close()
+        finally:
+            self._is_closed = True
+            threading.excepthook = self._hook
+
+    def _unless_told(self, failed: Any) -> None:
+        """TensorBoard's thread hands its error to the next ``write``; a traceback beside it helps nobody."""
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            self._hook(failed)
 
 
 def board(folder: Path | None, first: int | None = None) -> Logger:

@@ -15,6 +15,7 @@ from clone_rl.agents.reach import reach
 from clone_rl.agents.train_config import TrainConfig
 from clone_rl.envs.control import load_control
 from clone_rl.errors import RunExistsError
+from clone_rl.files import writing
 from clone_rl.interrupt import postponing
 
 
@@ -49,7 +50,8 @@ def train(config: TrainConfig | None = None, folder: str | Path | None = None, r
     if warning := reach(control, limits, config.seed).check(limits, control.scenario.name):
         warnings.warn(warning, stacklevel=2)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     return run_training(config.resolved(control.scenario), folder, resume)
 
 

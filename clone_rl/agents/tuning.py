@@ -160,11 +160,12 @@ def _study(spec: Baseline, key: dict[str, Any], space: dict[str, Parameter], see
     try:
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+
+        from clone_rl.agents.trial_journal import TrialJournal
     except ImportError:
         raise MissingExtraError("tuning needs Optuna", "pip install 'clone-rl[train]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = None if storage is None else JournalStorage(JournalFileBackend(str(storage)))
+    backend = None if storage is None else JournalStorage(TrialJournal(storage))
     of = json.dumps([key, seed, {name: asdict(p) for name, p in space.items()}], sort_keys=True)
     name = f"{spec.name}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
     study = optuna.create_study(study_name=name, storage=backend, load_if_exists=True)

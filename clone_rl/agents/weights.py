@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.signals import EXTRA_SIGNALS
 from clone_rl.errors import MissingExtraError, PolicyFileError
-from clone_rl.files import replacing
+from clone_rl.files import write_together
 
 LIMITS = "limits"
 """Last scalar of an observation that has the limits in it."""
@@ -89,11 +89,9 @@ class Weights(NamedTuple):
 
 
 def write_weights(path: str | Path, content: bytes, card: dict[str, Any]) -> None:
-    """Write ``path`` and the card beside it, with the hash; each appears complete or not at all."""
+    """Write ``path`` and the card beside it, with the hash; where one cannot be written, neither is replaced."""
     path, card = Path(path), {**card, "sha256": hashlib.sha256(content).hexdigest()}
-    for target, data in ((path, content), (path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())):
-        with replacing(target) as aside:
-            aside.write_bytes(data)
+    write_together({path: content, path.with_suffix(".json"): (json.dumps(card, indent=2) + "\n").encode()})
 
 
 def read_card(path: Path) -> dict[str, Any] | None:

@@ -194,7 +194,7 @@ def _measure(seconds: float) -> dict[str, float]:
 
 def _run(command: list[str], stdin: str = "") -> str:
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, errors="replace", timeout=600, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerError(f"{Path(command[0]).name}: {error}") from None
     if done.returncode:

@@ -37,7 +37,9 @@ def _server(controller: str) -> Iterator[str]:
     """The address of a server in a process of its own, with the embedded model."""
     command = [sys.executable, "-m", "clone_rl.cli.main", "serve", "--port", "0", "--controller", controller]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CLONE_RL_TOKEN": ""}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    )
     watch = threading.Timer(_START_S, process.kill)
     watch.start()
     try:

@@ -17,11 +17,11 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
     Raises:
         StoppedError: Ctrl-C; the last checkpoint is kept.
     """
-    from clone_rl.cli.run_folder import read_command
+    from clone_rl.cli.run_folder import keeping, read_command
     from clone_rl.interrupt import postponing
 
     try:
-        with postponing():
+        with keeping(folder, f"clone-rl train --resume {folder}"), postponing():
             from clone_rl.agents import training
 
             return training.run_training(config, folder, resume, read_command(folder))
@@ -65,7 +65,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from clone_rl.agents.weights import read_card
     from clone_rl.cli.controllers import make_controller
     from clone_rl.cli.options import from_options
-    from clone_rl.cli.run_folder import POLICY, create_run, free_name, read_command, write_json
+    from clone_rl.cli.run_folder import POLICY, create_run, free_name, keeping, read_command, write_json
     from clone_rl.envs.control import load_control
     from clone_rl.evaluation.protocol import evaluate
     from clone_rl.evaluation.report import table
@@ -98,8 +98,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     evaluation = evaluate(control, controllers, "validation", config.seed, limits=limits, origin=origin)
     judged = verdict(limits, evaluation.summary[-1], reachable)
     results = {**evaluation.as_json(), "limits": judged}
-    write_json(folder / "results.json", results)
-    write_rows(folder / "rows.csv", evaluation.requests)
+    with keeping(folder, f"clone-rl train --resume {folder}"):
+        write_json(folder / "results.json", results)
+        write_rows(folder / "rows.csv", evaluation.requests)
     told = (evaluation.setting, table(evaluation.summary), *broken(judged), f"policy: {folder / POLICY}")
     print(*told, sep="\n", file=sys.stderr)
     return {"run_dir": str(folder), "decisions": policy.card["decisions_trained"], **results}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli.options import add_command
 from clone_rl.errors import BadValueError, UnknownNameError
+from clone_rl.files import write_together
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,15 +112,6 @@ def _check(options: argparse.Namespace) -> None:
             raise BadValueError(f"{name.replace('_', ' ')} is {value}", "at least 1")
 
 
-def _write(files: Mapping[Path, bytes]) -> None:
-    """Write files; each appears complete or not at all."""
-    from clone_rl.files import replacing
-
-    for path, content in files.items():
-        with replacing(path) as aside:
-            aside.write_bytes(content)
-
-
 def _one_by_one(act: Callable[..., Any], seen: NDArray[np.float32]) -> None:
     """Decide for one observation after the other, as a host does."""
     for i in range(len(seen)):
@@ -132,7 +124,7 @@ def _to_onnx(policy: Policy, paths: list[Path]) -> _Export:
     model = onnx_model(policy)
     run = OnnxPolicy(model)
     more = {"opset": OPSET, "metadata": metadata(policy)}
-    return _Export(partial(_write, {paths[0]: model}), len(model), run.act, partial(_one_by_one, run.act), more)
+    return _Export(partial(write_together, {paths[0]: model}), len(model), run.act, partial(_one_by_one, run.act), more)
 
 
 def _to_c(policy: Policy, paths: list[Path], fixed: bool, seen: NDArray[np.float32]) -> _Export:
@@ -144,7 +136,7 @@ def _to_c(policy: Policy, paths: list[Path], fixed: bool, seen: NDArray[np.float
     header = fixed_c_header(policy, integers) if integers else c_header(policy)
     golden = golden_vectors(policy.act(seen))
     program = golden_program(policy, integers, paths[0].name, seen[golden])
-    save = partial(_write, {paths[0]: header.encode(), paths[1]: program.encode()})
+    save = partial(write_together, {paths[0]: header.encode(), paths[1]: program.encode()})
     compiler = find_compiler()
     more = {"fixed": fixed, "golden_vectors": len(golden), "compiler": compiler}
     size = constant_bytes(policy, integers)

@@ -12,10 +12,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from clone_rl.cli import streams
 from clone_rl.cli.extras import check_extras, missing
 from clone_rl.cli.parser import Parser
-from clone_rl.cli.text import plain
+from clone_rl.cli.text import as_text, plain
 from clone_rl.errors import BadFileError, BadValueError, CloneRLError
+from clone_rl.files import NO_ROOM, WriteError
 from clone_rl.interrupt import install_again
 from clone_rl.version import __version__
 
@@ -78,7 +80,7 @@ def _build() -> argparse.ArgumentParser:
     demo = command("demo", "Train, evaluate and generate with what ships in the package; about two minutes.", demonstrate)
     demo.add_argument("--steps", type=int, default=1_000_000, help="layer decisions to train for (default: 1000000)")
     demo.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
-    demo.add_argument("--prompt", default=_STORY, help="text to continue (default: %(default)r)")
+    demo.add_argument("--prompt", type=as_text, default=_STORY, help="text to continue (default: %(default)r)")
     demo.add_argument("--max-new-tokens", type=int, default=80, help="longest response, tokens (default: 80)")
     demo.add_argument("--runs", default="runs", help="folder of run folders (default: 'runs')")
     demo.add_argument(
@@ -110,7 +112,7 @@ def _build() -> argparse.ArgumentParser:
 
     generate = command("generate", "Generate text with a controller choosing V/f and exit at every layer.", commands.generate)
     source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="text to continue")
+    source.add_argument("--prompt", type=as_text, help="text to continue")
     source.add_argument("--prompt-file", help="one prompt a line, or JSON lines with a 'prompt' field")
     generate.add_argument(
         "--controller",
@@ -184,23 +186,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         install_again()
+        streams.prepare()
     else:
         sys.argv[1:] = list(arguments)
+    as_json = "--json" in sys.argv[1:]
     try:
-        return _answer("--json" in sys.argv[1:])
+        return _answer(as_json)
     except KeyboardInterrupt:
         print("clone-rl: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough.
+        streams.drop()
+        return 141
 
 
 def _answer(as_json: bool) -> int:
-    """Do what the arguments ask for and report what went wrong; an interrupt passes."""
+    """Do what the arguments ask for and report what went wrong; an interrupt passes, and that nobody reads the output."""
     if "pretrain" not in sys.argv[1:2]:
         # Networks and models this small lose more to synchronising threads than a second core gives them.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     _show_notices()
     try:
-        options = _build().parse_args()
+        options = _options()
         result, code = _run(options)
         if as_json:
             print(json.dumps(plain(result)))
@@ -213,14 +221,32 @@ def _answer(as_json: bool) -> int:
             raise
         _report(missing(error.name or "a module"), as_json)
         return 2
+    except MemoryError as error:
+        _report(BadValueError(f"not enough memory: {error}".removesuffix(": "), "ask for less at a time"), as_json)
+        return 2
     except BrokenPipeError:
-        # Whoever reads the output has seen enough; what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except OSError as error:
-        _report(BadFileError(f"{error.filename}: {error.strerror}"), as_json)
+        _report(_explained(error), as_json)
         return 2
     return code
+
+
+def _explained(error: OSError) -> CloneRLError:
+    """What the system said, in a sentence."""
+    if error.filename is None and error.errno in NO_ROOM:
+        streams.drop()  # files have names: it is the output that has no room
+        return WriteError(f"cannot write the output: {error.strerror}", "send it to another place")
+    return BadFileError(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error))
+
+
+def _options() -> argparse.Namespace:
+    """What was asked for; ``--help`` and ``--version`` end here, when they have been written."""
+    try:
+        return _build().parse_args()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from clone_rl.cli.options import add_command, field_docs
 from clone_rl.cli.text import aligned
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
+from clone_rl.files import WriteError
 from clone_rl.llm.recipe import FINE_TUNING, Recipe, recipe_from
 
 
@@ -88,6 +89,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_from(vars(options), continued=bool(options.init))
     try:
         run(Path(options.text), work, recipe, options.resume, options.init, command_line())
+        return release(work, Path(options.text), out, command_line())
     except KeyboardInterrupt:
         raise StoppedError(f"training stopped; checkpoints are in {work}", "repeat the command with --resume") from None
-    return release(work, Path(options.text), out, command_line())
+    except WriteError as error:
+        again = "repeat the command with --resume" if (work / "checkpoint.pt").exists() else "repeat the command"
+        raise WriteError(error.message, f"{error.hint}; what was reached is in {work}, {again}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from clone_rl.cli.options import add_command
 from clone_rl.cli.text import aligned
 from clone_rl.errors import BadValueError
+from clone_rl.files import replacing
 
 _WAYS = ("static", "predicted_kl", "predicted_agreement", "true_kl", "oracle")
 _SIGNALS = ("predicted_kl", "predicted_agreement")
@@ -37,7 +39,7 @@ def add(commands: Any) -> None:
 
 def probe(options: argparse.Namespace) -> dict[str, Any]:
     """``clone-rl probe``."""
-    from clone_rl.cli.run_folder import command_line, write_json
+    from clone_rl.cli.run_folder import command_line
     from clone_rl.llm.fitting import encoding_of, fit_and_judge
     from clone_rl.llm.model import load_model
     from clone_rl.llm.release import rounded
@@ -61,8 +63,9 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
         **report,
     }
     if out:
-        fitted.save(out)
-        write_json(out.with_suffix(".json"), rounded(found))
+        with replacing(out.with_suffix(".json")) as aside:  # in place once the probe is
+            aside.write_text(json.dumps(rounded(found), indent=2) + "\n", encoding="utf-8")
+            fitted.save(out)
     if not options.json:
         print(report_text(report))
         print(f"probe: {out}" if out else "nothing written: the embedded model stays as it is without --out")

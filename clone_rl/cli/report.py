@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli.options import add_command
 from clone_rl.errors import BadFileError, CloneRLError
+from clone_rl.files import writing
 
 if TYPE_CHECKING:
     from clone_rl.evaluation.learning_curves import Curves
@@ -178,14 +179,15 @@ def _pictures(
 def _write(folder: Path, text: str, pictures: Mapping[str, Picture]) -> None:
     """Write page and pictures; the folder appears complete or not at all, in the place of an earlier report."""
     aside, before = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".before"))
-    aside.mkdir()
     try:
-        (aside / _PAGE).write_text(text, encoding="utf-8")
-        for picture in pictures.values():
-            (aside / f"{picture.name}.png").write_bytes(picture.png["light"])
-        if folder.exists():
-            folder.rename(before)
-        aside.rename(folder)
+        with writing(folder, aside):
+            aside.mkdir()
+            (aside / _PAGE).write_text(text, encoding="utf-8")
+            for picture in pictures.values():
+                (aside / f"{picture.name}.png").write_bytes(picture.png["light"])
+            if folder.exists():
+                folder.rename(before)
+            aside.rename(folder)
     finally:
         if before.exists() and not folder.exists():
             before.rename(folder)

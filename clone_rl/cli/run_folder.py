@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clone_rl.cli.text import as_text
 from clone_rl.errors import BadFileError, BadValueError, RunExistsError
-from clone_rl.files import replacing
+from clone_rl.files import WriteError, replacing, writing
 from clone_rl.version import __version__
 
 POLICY = "policy.safetensors"
@@ -19,7 +22,7 @@ POLICY = "policy.safetensors"
 
 def command_line() -> str:
     """What the user typed, quoted so that it can be typed again."""
-    return shlex.join(["clone-rl", *sys.argv[1:]])
+    return shlex.join(["clone-rl", *(as_text(word) for word in sys.argv[1:])]).encode("utf-8", "replace").decode()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -35,13 +38,19 @@ def create_run(folder: Path, config: Mapping[str, Any], remedy: str = "choose an
         RunExistsError: It is there already.
     """
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
+        with writing(folder):
+            folder.mkdir(parents=True)
+    except WriteError:
+        if not folder.exists():
+            raise
         raise RunExistsError(f"run folder {folder} exists", remedy) from None
-    except OSError as error:
-        raise BadFileError(f"cannot create {folder}: {error}") from None
-    write_json(folder / "config.json", {"version": __version__, **config})
-    (folder / "command.txt").write_text(command_line() + "\n", encoding="utf-8")
+    try:
+        write_json(folder / "config.json", {"version": __version__, **config})
+        with replacing(folder / "command.txt") as aside:
+            aside.write_text(command_line() + "\n", encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
@@ -50,6 +59,19 @@ def continue_run(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
     with replacing(folder / "command.txt") as aside:
         aside.write_text(f"{read_command(folder)} && {command_line()}\n", encoding="utf-8")
+
+
+@contextmanager
+def keeping(place: Path | str, command: str) -> Iterator[None]:
+    """Says, where a disk is full, what of long work is kept and how to go on.
+
+    Raises:
+        WriteError: As it came, with that.
+    """
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(error.message, f"{error.hint}; what was reached is in {place}, continue with: {command}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clone_rl.cli.options import add_command, field_docs
-from clone_rl.cli.run_folder import create_run, free_name, read_config, write_json
+from clone_rl.cli.run_folder import create_run, free_name, keeping, read_config, write_json
 from clone_rl.cli.study_unseen import add_unseen, run_unseen
 from clone_rl.cli.text import Column, aligned, plain
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
@@ -114,7 +114,8 @@ def granularity(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(options.runs) / options.name if options.name else free_name(Path(options.runs), "study")
         create_run(folder, {"granularity": asdict(study)})
     try:
-        found = run_study(study, folder, options.jobs, partial(_bar, Bar))
+        with keeping(folder, f"clone-rl study granularity --resume {folder}"):
+            found = run_study(study, folder, options.jobs, partial(_bar, Bar))
     except KeyboardInterrupt:
         raise StoppedError(
             f"the study stopped; finished cells are in {folder}",

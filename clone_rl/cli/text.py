@@ -84,6 +84,18 @@ def quality(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     ]
 
 
+def as_text(argument: str) -> str:
+    r"""An argument as the text that was typed, in a terminal of whatever encoding.
+
+    >>> as_text("h\udcc3\udca9llo")
+    'héllo'
+    """
+    try:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a character, which no terminal sends
+        return argument
+
+
 def plain(value: Any) -> Any:
     """The same data as JSON can hold it: no NaN, no infinity."""
     if isinstance(value, dict):

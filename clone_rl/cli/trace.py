@@ -121,7 +121,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         StoppedError: Ctrl-C; what is recorded is kept.
     """
-    from clone_rl.cli.run_folder import check_output, command_line
+    from clone_rl.cli.run_folder import check_output, command_line, keeping
 
     out = Path(options.out)
     if not options.append:
@@ -137,7 +137,8 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
     lm.need_probe()
     chosen = documents(lm)
     try:
-        traces, new = record_to(out, lm, chosen, responses, options.append, command_line())
+        with keeping(f"{out}.partial", "the same command"):
+            traces, new = record_to(out, lm, chosen, responses, options.append, command_line())
     except KeyboardInterrupt:
         raise StoppedError(
             f"recording stopped; what is finished is in {out}.partial", "repeat the command to continue"

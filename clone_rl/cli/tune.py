@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clone_rl.cli.options import add_command
-from clone_rl.cli.run_folder import command_line, create_run, free_name, read_config
+from clone_rl.cli.run_folder import command_line, create_run, free_name, keeping, read_config
 from clone_rl.cli.text import Column, aligned, quality
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
 from clone_rl.version import __version__
@@ -105,7 +105,8 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     if not options.resume:
         create_run(folder, {"tune": kept})
     try:
-        rows = [row for name in names for row in _tune_all(controls[name], kept, folder, paths[name])]
+        with keeping(folder, f"clone-rl tune --resume {folder}"):
+            rows = [row for name in names for row in _tune_all(controls[name], kept, folder, paths[name])]
     except KeyboardInterrupt:
         raise StoppedError(
             f"the search stopped; its trials are in {folder}", f"continue with: clone-rl tune --resume {folder}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.files import building
 
 FORMAT = 2
 
@@ -198,17 +197,12 @@ class TraceSet:
         """
         if folder.exists():
             raise BadFileError(f"{folder} exists", "choose another folder or remove it")
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        aside.mkdir(parents=True)
-        try:
+        with building(folder) as aside:
             for name in _DIMENSIONS:
                 column = getattr(self, name)
                 # float16 keeps what a probe, a probability and a difference of nats are good for, at half the size.
                 np.save(aside / f"{name}.npy", column.astype(np.float16) if name in PER_TOKEN else column.astype(np.int32))
             (aside / "card.json").write_text(json.dumps({"format": FORMAT, **self.card}, indent=2) + "\n", encoding="utf-8")
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 ODDS_SCALE = 6.0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.evaluation.figure import blank
+from clone_rl.evaluation.picture_file import write_picture
 from clone_rl.hw_emulator import Board, Emulator
 from clone_rl.hw_emulator.report import RequestCost
 from clone_rl.hw_emulator.roofline import Placed, Roof, place, roofs
@@ -40,7 +41,7 @@ def draw_cost(path: Path, emulator: Emulator, costs: Sequence[RequestCost], prom
         f"{workload.name} at {workload.precision.name} on {emulator.chip.name}, prompt {prompt}, {costs[0].tokens} tokens",
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)
 
 
 def spread(wanted: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
@@ -204,4 +205,4 @@ def draw_scaling(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
         axes.grid(alpha=0.3, axis="y")
         axes.set_axisbelow(True)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clone_rl.errors import MissingExtraError
+from clone_rl.evaluation.picture_file import write_picture
 
 
 def blank(width_in: float, height_in: float) -> Any:
@@ -81,4 +82,4 @@ def draw_response(
     bottom.set_ylabel("ms before due")
     bottom.set_xlabel("token of the response (0: prefill)")
     bottom.set_xlim(-0.5, tokens - 0.5)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)

@@ -38,6 +38,7 @@ from clone_rl.evaluation.comparable import comparable, mean_context
 from clone_rl.evaluation.journal import Journal, each_once
 from clone_rl.evaluation.mixing import mixing_gain, point_use, token_curve
 from clone_rl.evaluation.statistics import ratio_interval, resamples
+from clone_rl.files import WriteError, writing
 from clone_rl.hw_emulator.switching import mechanism, time_name
 from clone_rl.version import __version__
 
@@ -354,11 +355,14 @@ def train_cell(task: tuple[Cell, dict[str, Any]], folder: Path | None) -> list[d
     cell, oracle = task
     with TemporaryDirectory() as scratch:
         place = (folder or Path(scratch)) / "policies" / f"{cell.name}-{cell.key('policy')}"
-        place.mkdir(parents=True, exist_ok=True)
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
         file = write_scenario(place / "scenario.toml", cell.scenario.self_contained())
         config = TrainConfig(scenario=str(file), steps=cell.study.ppo_steps, seed=cell.study.seed)
         try:
             policy = train(config, place, resume=True)
+        except WriteError:
+            raise
         except CloneRLError as error:
             return [{**cell.row("ppo", "policy"), "energy_per_token_j": None, "regret": None, "refused": str(error)}]
     control = cell.control()
@@ -418,7 +422,8 @@ def run_study(
     controls = study.controls()
     every = cells(study, controls)
     if folder:
-        (folder / "scenarios").mkdir(exist_ok=True)
+        with writing(folder / "scenarios"):
+            (folder / "scenarios").mkdir(exist_ok=True)
         for cell in every:
             path = folder / "scenarios" / f"{cell.name}.toml"
             if not path.exists():

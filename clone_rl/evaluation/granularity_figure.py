@@ -10,7 +10,7 @@ import numpy as np
 
 from clone_rl.evaluation.chip_figure import spread
 from clone_rl.evaluation.figure import blank
-from clone_rl.files import replacing
+from clone_rl.evaluation.picture_file import write_picture
 from clone_rl.hw_emulator.switching import time_name
 
 # Okabe and Ito's colours, told apart by everybody; lines differ in their markers as well.
@@ -79,8 +79,7 @@ def draw_granularity(path: Path, found: Mapping[str, Any]) -> None:
         f"{study['requests']} requests for the oracles, {study['trials']} trials for each heuristic",
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+    write_picture(path, figure)
 
 
 def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], roles: Sequence[Any]) -> None:

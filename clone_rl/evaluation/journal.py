@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clone_rl.errors import BadFileError
+from clone_rl.files import append_line
 from clone_rl.interrupt import postponing
 
 T = TypeVar("T")
@@ -49,10 +50,7 @@ class Journal:
         with postponing():
             self.known[key] = content
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "content": content}) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_line(self.path, json.dumps({"key": key, "content": content}))
 
 
 def _leave_with(parent: int) -> None:

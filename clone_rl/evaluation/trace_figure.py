@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clone_rl.evaluation.figure import blank
+from clone_rl.evaluation.picture_file import write_picture
 
 _MARKERS = "osD^vP*X"
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
@@ -54,4 +55,4 @@ def draw_traces(path: Path, found: dict[str, Any], title: str) -> None:
     handles, labels = agreement.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=9, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)

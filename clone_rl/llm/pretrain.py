@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from clone_rl.bars import Bar
 from clone_rl.errors import BadFileError, CloneRLError
-from clone_rl.files import replacing
+from clone_rl.files import append_line, replacing, writing
 from clone_rl.hw_emulator.precision import PRECISIONS
 from clone_rl.llm.anatomy import Anatomy, replaced
 from clone_rl.llm.corpus import read_corpus
@@ -100,6 +100,11 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 def _encoder(path: Path) -> Encode:
     tokenizer = load_tokenizer(path)
     return lambda texts: (encoding.ids for encoding in tokenizer.encode_batch(texts))
@@ -110,7 +115,7 @@ def _new(out: Path, recipe: Recipe, documents: list[str]) -> Subject:
     if not (out / "tokenizer.json").exists():
         sample = [make_prompt(kind, seed) for kind in KINDS for seed in range(2000)]
         fitted = train_tokenizer(documents + [p.text + p.answer for p in sample], recipe.vocab_size)
-        fitted.save(str(out / "tokenizer.json"))
+        _write_text(out / "tokenizer.json", fitted.to_str(pretty=True))
     return Subject(build_model(recipe), _encoder(out / "tokenizer.json"), END_ID, END_ID)
 
 
@@ -118,19 +123,37 @@ def _continued(base: str, out: Path) -> Subject:
     """The model of an earlier run's folder (with its unrounded weights), or any model that loads."""
     run = Path(base)
     if (run / "checkpoint.pt").exists():
-        subject = subject_of(run, torch.load(run / "checkpoint.pt", weights_only=True))
+        subject = subject_of(run, read_run(run))
         if subject.packed:
-            shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
+            _write_text(out / "tokenizer.json", (run / "tokenizer.json").read_text(encoding="utf-8"))
         return replace(subject, base=base)
     packed = base == EMBEDDED or is_packed(Path(base))
     lm = load_model(base, "" if packed else "fp32")
     if packed:
-        (out / "tokenizer.json").write_text(lm.tokenizer.backend.to_str(), encoding="utf-8")
+        _write_text(out / "tokenizer.json", lm.tokenizer.backend.to_str())
     end = min(lm.end_ids, default=0)
     start = lm.start_ids[0] if lm.start_ids else end
     # A loaded model is shared by all who asked for it.
     encode = partial(map, lm.tokenizer.encode)
     return Subject(deepcopy(lm.model), encode, start, end, base, packed=packed, home=base)
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """What the checkpoint of a run holds.
+
+    Raises:
+        BadFileError: There is none, or it is damaged.
+    """
+    path = out / "checkpoint.pt"
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True)
+        if {"model", "optimisers", "step", "spent_s", "template_seed", "recipe"} <= saved.keys():
+            return saved
+    except FileNotFoundError:
+        raise BadFileError(f"no checkpoint in {out}", "run clone-rl pretrain first") from None
+    except Exception as error:  # torch has one for every kind of damage
+        raise BadFileError(f"{path} is not a checkpoint ({type(error).__name__})", f"remove {out} and start again") from None
+    raise BadFileError(f"{path} is not a checkpoint of a model's training", "name the folder of clone-rl pretrain")
 
 
 def subject_of(out: Path, saved: dict[str, Any]) -> Subject:
@@ -244,12 +267,12 @@ class Pretraining:
             "base": self.subject.base,
             "command": self.subject.command,
         }
-        with replacing(self.checkpoint) as aside:
-            torch.save(state, aside)
+        with replacing(self.checkpoint) as aside, aside.open("wb") as file:
+            torch.save(state, file)
 
     def load(self) -> None:
         """Continue from the checkpoint."""
-        saved = torch.load(self.checkpoint, weights_only=True)
+        saved = read_run(self.out)
         self.model.load_state_dict(saved["model"])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
@@ -312,7 +335,7 @@ class Pretraining:
             desc="pretrain",
         )
         self.model.train()
-        with bar, (self.out / "log.jsonl").open("a") as log:
+        with bar:
             while self.progress < 1:
                 value = self.advance()
                 self.spent_s = time.monotonic() - began
@@ -321,8 +344,7 @@ class Pretraining:
                 if self.step % _LOG_EVERY == 0:
                     tokens = self.step * tokens_per_step
                     entry = {"step": self.step, "spent_s": round(self.spent_s), "tokens": tokens, "loss": round(average, 4)}
-                    log.write(json.dumps(entry) + "\n")
-                    log.flush()
+                    append_line(self.out / "log.jsonl", json.dumps(entry))
                     bar.set_postfix(loss=f"{average:.3f}", tokens=f"{tokens / 1e6:.1f}M")
                 if time.monotonic() - last_save > _SAVE_EVERY_S:
                     self.save()
@@ -356,10 +378,11 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False, init: 
         raise BadFileError(f"no checkpoint in {out}", "start without --resume")
     train_documents, validation_documents = read_corpus(text)
     fresh = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     try:
         if resume:
-            subject = subject_of(out, torch.load(checkpoint, weights_only=True))
+            subject = subject_of(out, read_run(out))
         else:
             subject = _continued(init, out) if init else _new(out, recipe, train_documents)
     except CloneRLError:
@@ -382,5 +405,5 @@ def pretrain(text: Path, out: Path, recipe: Recipe, resume: bool = False, init: 
     }
     with quantised(run.model):
         report["validation_loss_quantised"] = exit_losses(run.anatomy, validation, recipe.context)
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    _write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     return report

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from clone_rl.errors import BadFileError, BadValueError
 from clone_rl.files import replacing
@@ -141,7 +141,7 @@ class Probe:
     def save(self, path: Path) -> None:
         """Write as safetensors; the file appears complete or not at all."""
         with replacing(path) as aside:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}, aside)
+            aside.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}))
 
 
 def _forward(tensors: tuple[torch.Tensor, ...], hidden: torch.Tensor) -> torch.Tensor:

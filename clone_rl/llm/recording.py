@@ -14,7 +14,7 @@ import numpy as np
 
 from clone_rl.envs.trace import FORMAT, PER_TOKEN, TraceSet, load_traces
 from clone_rl.errors import BadFileError, BadValueError
-from clone_rl.files import replacing
+from clone_rl.files import replacing, writing
 from clone_rl.llm.documents import Document, Responses
 from clone_rl.llm.model import LanguageModel
 from clone_rl.llm.record import Columns, check_alike, join, keys_of, origin, record
@@ -36,7 +36,8 @@ class Unfinished:
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _ABOUT).exists():
             if any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise BadFileError(f"{folder} is not an unfinished recording", "remove it, or choose another --out")

@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from clone_rl.errors import BadFileError
+from clone_rl.files import building
 from clone_rl.llm.anatomy import Anatomy
 from clone_rl.llm.fitting import fit_and_judge
 from clone_rl.llm.model import EMBEDDED, load_model
 from clone_rl.llm.model_card import model_card
-from clone_rl.llm.pretrain import STORED, Subject, subject_of
+from clone_rl.llm.pretrain import STORED, Subject, read_run, subject_of
 from clone_rl.llm.quantise import pack, quantise_model, unpack
 from clone_rl.llm.recipe import Recipe
 from clone_rl.llm.report import exact_match
@@ -46,7 +46,7 @@ def _earlier(base: str) -> list[dict[str, Any]]:
         return []
     run = Path(base)
     if (run / "checkpoint.pt").exists():
-        saved = torch.load(run / "checkpoint.pt", weights_only=True)
+        saved = read_run(run)
         return [*_earlier(saved.get("base", "")), _stage(run, saved, saved.get("command", ""))]
     return list(load_model(base).card.get("stages", [])) if base == EMBEDDED or run.is_dir() else []
 
@@ -90,14 +90,9 @@ def release(run: Path, text: Path, out: Path, command: str, tokens: int = 200_00
     """
     if out.exists():
         raise BadFileError(f"{out} exists", "choose another folder or remove it")
-    if not (run / "checkpoint.pt").exists():
-        raise BadFileError(f"no checkpoint in {run}", "run clone-rl pretrain first")
-    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    saved = read_run(run)
     subject = subject_of(run, saved)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with building(out) as aside:
         _write_model(subject, run, aside)
         anatomy = Anatomy(subject.model.eval())
         encoding = Encoding(lambda one: next(iter(subject.encode([one]))), (subject.start,), (subject.end,), anatomy.context)
@@ -121,9 +116,6 @@ def release(run: Path, text: Path, out: Path, command: str, tokens: int = 200_00
         card = rounded(card)
         (aside / name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         (aside / "MODEL_CARD.md").write_text(model_card(card, out.name), encoding="utf-8")
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return card
 
 

@@ -57,7 +57,7 @@ class CompiledPolicy:
             (folder / "policy.h").write_text(header, encoding="utf-8")
             (folder / "loop.c").write_text(_LOOP.format(kind=f"const {kind}", call=call), encoding="utf-8")
             command = [compiler, *FLAGS, "-shared", "-fPIC", "loop.c", "-o", "loop.so", "-lm"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or ["no output"])[0]
                 raise CloneRLError(f"{compiler} does not compile the header: {said}", "set CC to a C99 compiler")
