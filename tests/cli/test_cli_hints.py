@@ -19,8 +19,10 @@ PACKAGE = Path(clone_rl.__file__).parent
 
 # Modules whose hints name options without a command, and the only commands that lead there.
 ONLY = {
-    "agents/tuned.py": (),
-    "cli/controllers.py": ("evaluate", "study stopping"),
+    "agents/fit.py": ("evaluate", "generate", "serve"),
+    "agents/registry.py": ("evaluate",),
+    "cli/commands.py": ("train",),
+    "cli/scenario.py": ("evaluate", "generate", "serve"),
     "cli/evaluate.py": ("evaluate",),
     "cli/export.py": ("export",),
     "cli/pretrain.py": ("pretrain",),
@@ -39,7 +41,11 @@ ONLY = {
 }
 
 # What no command reaches, so that arguments of functions are what its users have.
-FOR_PROGRAMS = ("agents/sb3.py", "envs/", "runtime/asking.py", "runtime/decoding.py", "runtime/text_generation.py")
+FOR_PROGRAMS = (
+    "agents/sb3.py",
+    "envs/",
+    *(f"runtime/{name}.py" for name in ("asking", "decoding", "lookout", "text_generation")),
+)
 
 
 def leaves(parser, words=()):
