@@ -190,7 +190,7 @@ def test_tuning_judges_every_baseline_by_the_same_requests(control):
 
 def test_the_page_about_them_runs_and_names_every_baseline_with_its_parameters(control, capsys):
     page = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    block, _own_controller = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(compile(block, "docs/baselines.md", "exec"), {})
     assert "ztt" in capsys.readouterr().out
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}

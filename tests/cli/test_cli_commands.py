@@ -45,7 +45,8 @@ def test_evaluate_gives_every_figure_with_its_interval(run_cli, trace_folder, sn
 def test_evaluate_for_people_is_a_table(run_cli, trace_folder):
     done = run_cli("evaluate", "performance", "pace", "--traces", trace_folder, "--split", "validation", "--no-oracle")
     assert done.code == 0
-    head, rule, *rows = done.out.splitlines()
+    setting, head, rule, *rows = done.out.splitlines()
+    assert setting.startswith("default on asic28-sram; validation split, 5 requests x 1 seed; replayed, no shield")
     assert {"controller", "uJ/token", "mW", "late", "depth"} <= set(head.replace("|", " ").split())
     assert set(rule) == set("|-")
     assert [row.split()[1] for row in rows] == ["performance", "pace"]
@@ -240,5 +241,5 @@ def test_the_installed_command_prints_one_object_and_nothing_else(trace_folder, 
     command[2] = "performanc"
     failed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert json.loads(failed.stderr)["error"]["hint"] == "did you mean 'performance'?"
+    assert json.loads(failed.stderr)["error"]["hint"].startswith("did you mean 'performance'?")
     assert not list(tmp_path.iterdir())

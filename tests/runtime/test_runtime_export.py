@@ -114,7 +114,7 @@ def test_the_scenario_is_the_one_that_the_card_names(trace_folder):
     assert (found.scenario.name, found.scenario.traces) == ("hot", trace_folder)
     with pytest.raises(BadValueError, match="does not say in which scenario"):
         own_control(Policy(make_policy().layers, (9,), {"config": 3}))
-    with pytest.raises(PolicyFileError, match="chooses among"):
+    with pytest.raises(PolicyFileError, match="was made for 6 operating points and asic28-sram has 8"):
         own_control(Policy(make_policy((7,)).layers, (7,), card))
 
 
