@@ -148,13 +148,13 @@ class RuntimeRequest:
 
         Args:
             observation: (width,) finite numbers, see ``clone_rl.envs.observation``.
-            probe: What the exit probe reads here: the probability that leaving here agrees with full depth, and the predicted
-                KL(full || exit) in nats. There is none in the prompt's layers, nor before a token's first layer.
-            busy: Whether a co-runner slows the model down at this moment.
-            die_c: Temperature of the die, Celsius; left out, what was told last, and before that the ambient temperature.
-            **signals: Extra signals that the controller reads, unscaled, see ``clone_rl.envs.signals``: ``norm``, ``change``
-                and ``cosine`` where the probe reads; ``margin`` and ``entropy`` of the token before, at the first boundary of
-                each token at least. Others are not looked at.
+            **known: What the host knows, by name. ``probe``: two numbers that the exit probe reads here, the probability that
+                leaving here agrees with full depth and the predicted KL(full || exit) in nats; there are none in the prompt's
+                layers, nor before a token's first layer. ``busy``: whether a co-runner slows the model down at this moment.
+                ``die_c``: temperature of the die, Celsius; left out, what was told last, and before that the ambient
+                temperature. Extra signals that the controller reads, unscaled, see ``clone_rl.envs.signals``: ``norm``,
+                ``change`` and ``cosine`` where the probe reads; ``margin`` and ``entropy`` of the token before, at the first
+                boundary of each token at least. Others are not looked at.
 
         Raises:
             BadValueError: Another shape, a number that is not finite or out of range, something that is missing or given where
