@@ -138,7 +138,8 @@ def _pictures(
             "pareto",
             "Energy against late tokens, disagreement and dNLL",
             "Bars are 95 % intervals, dashed lines limits, hollow markers break a constraint; the ring is the winner and the "
-            "line the Pareto front of those that hold all. An axis with values far beyond its limit is logarithmic there.",
+            "line the Pareto front of those that hold all. Who uses far more energy stands on the dotted line, "
+            "named with it (uJ). An axis with values far beyond its limit is logarithmic there.",
             drawn(lambda figure, theme: draw_pareto(figure, theme, results), 12.5, 4.8),
         )
         if shown := measured(results.summary):
@@ -170,7 +171,8 @@ def _pictures(
         found["curves"] = Picture(
             "curves",
             "Learning curves",
-            "The most probable actions on the training requests, and the best policy so far. Dashed lines are limits.",
+            "The most probable actions on the training requests, and the best policy so far. Dashed lines are limits; an "
+            "early value far from where a curve settles is marked at the frame and told above it.",
             drawn(lambda figure, theme: draw_curves(figure, theme, known, limits), 12.5, 6.2),
         )
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ PANELS = (
     ("", "multipliers of the limits", 1.0, ""),
 )
 """Scalar below ``control/`` and ``best/``, label, factor, limit of the configuration."""
+
+_FEWEST, _CLIFF = 4, 4.0
+"""Points that a line has before its later half counts as settled; how many times its range all points span where it is cut."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,44 @@ def _add(points: dict[str, dict[int, float]], events: list[Any]) -> None:
                 points.setdefault(value.tag, {})[event.step] = float(make_ndarray(value.tensor))
 
 
+def settled(lines: Sequence[NDArray[np.float64]], also: Sequence[float] = ()) -> tuple[float, float] | None:
+    """Limits for the later halves of lines, where a cliff or spike before those would flatten them; else None.
+
+    Args:
+        lines: Each (N,), of any length; what is not finite is left out.
+        also: Values that are to be seen as well.
+    """
+    finite = [own for line in lines if (own := line[np.isfinite(line)]).size]
+    if max((own.size for own in finite), default=0) < _FEWEST:
+        return None
+    late = np.concatenate([*(own[own.size // 2 :] for own in finite), np.asarray(also)])
+    low, high = float(late.min()), float(late.max())
+    span = max(high - low, 0.02 * max(abs(low), abs(high)), 1e-9)
+    whole = np.concatenate([*finite, late])
+    if whole.max() - whole.min() <= _CLIFF * span:
+        return None
+    return low - 0.3 * span, high + 0.3 * span
+
+
+def _scale(axes: Any, also: Sequence[float]) -> None:
+    """Keep an early cliff from flattening what follows; what is cut off then is marked at the frame and told above it."""
+    found = settled([np.asarray(line.get_ydata(), np.float64) for line in axes.lines], also)
+    if found is None:
+        return
+    points = [(x, y, line.get_color()) for line in axes.lines for x, y in line.get_xydata() if np.isfinite(y)]
+    ends = (
+        (max(points, key=lambda point: point[1]), 1, "^", "up to"),
+        (min(points, key=lambda point: point[1]), 0, "v", "down to"),
+    )
+    cut = [end for end in ends if not found[0] <= end[0][1] <= found[1]]
+    axes.set_ylim(found)
+    for (x, _, colour), at, marker, _ in cut:
+        across = axes.get_xaxis_transform()
+        axes.plot(x, at, marker=marker, color=colour, markersize=7, linestyle="", transform=across, clip_on=False, zorder=4)
+    told = ", ".join(f"{way} {y:.3g} at {x:.2g} M" for (x, y, _), _, _, way in cut)
+    axes.set_title(f"not shown: {told}", loc="left", fontsize=8)
+
+
 def draw_curves(figure: Any, theme: Theme, curves: Curves, limits: Mapping[str, float]) -> None:
     """Six panels over decisions trained: figures with their limits, and the multipliers.
 
@@ -118,6 +159,7 @@ def draw_curves(figure: Any, theme: Theme, curves: Curves, limits: Mapping[str, 
                     steps / 1e6, values * factor, color=theme.series[number % len(theme.series)], label=title, marker=marker,
                     linewidth=1.3,
                 )  # fmt: skip
+        _scale(axes, [limits[limit] * factor] if limit in limits else [])
         if limit in limits:
             axes.axhline(limits[limit] * factor, color=theme.bad, linewidth=1, linestyle="--", label="limit")
         axes.set_ylabel(label)

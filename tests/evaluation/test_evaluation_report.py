@@ -10,9 +10,9 @@ import pytest
 from clone_rl.agents.heuristics import Fixed, Pace
 from clone_rl.errors import BadFileError
 from clone_rl.evaluation.figure import blank
-from clone_rl.evaluation.learning_curves import draw_curves, event_folder, read_curves
+from clone_rl.evaluation.learning_curves import Curves, draw_curves, event_folder, read_curves, settled
 from clone_rl.evaluation.page import Picture, page, sentence
-from clone_rl.evaluation.pareto_figure import draw_pareto, front
+from clone_rl.evaluation.pareto_figure import draw_pareto, front, spread
 from clone_rl.evaluation.protocol import evaluate
 from clone_rl.evaluation.regret_figure import draw_regret, measured, parts_of
 from clone_rl.evaluation.replay import groups
@@ -183,6 +183,75 @@ def test_the_ring_has_the_colour_of_no_controller_and_a_name(results, theme):
     assert "the winner" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+FIFTEEN = {
+    "performance": (19.07, 0, 0, 0), "powersave": (17.43, 0.998, 0, 0), "ondemand": (13.8, 0, 0, 0),
+    "static": (13.41, 0, 0, 0), "static-phase": (12.97, 0, 0, 0), "voltana": (10.91, 0, 0, 0), "slack": (11.14, 0, 0, 0),
+    "pace": (9.73, 0, 0.0152, 0.0168),
+    "edgebert": (9.94, 0, 0.0118, 0.014), "calm-race": (16.51, 0, 0.0152, 0.0184), "calm-pace": (10.13, 0, 0.0152, 0.0184),
+    "random": (14.49, 0, 0.0202, 0.018), "default": (9.761, 0, 0.0101, 0.0141), "voice": (10.28, 0, 0.0337, 0.0215),
+    "mine": (9.76, 0, 0.0152, 0.0161),
+}  # fmt: skip
+"""By name: uJ per token, late, disagreement, dNLL of an evaluation in the default scenario."""
+
+CROWDS = {
+    "measured": FIFTEEN,
+    "nearly-one-point": {name: (9.7 + i / 1e4, 0.0, 0.015, 0.016) for i, name in enumerate(FIFTEEN)},
+    "all-but-two-far": {name: (9.7 + i / 1e4 + 9 * (i > 1), 0.0, 0.015, 0.016) for i, name in enumerate(FIFTEEN)},
+    "far-on-the-limits": {name: (9.7 + 9 * (i > 1), 0.01, 0.02, 0.02) for i, name in enumerate(FIFTEEN)},
+    "long-names": {f"{name}-of-a-folder-with-a-name-at-great-length": figures for name, figures in FIFTEEN.items()},
+    "no-interval": {"a": (9.7, 0.0, 0.0, 0.0), "b": (9.7, 0.0, 0.0, 0.0), "c": (19.0, 0.0, 0.0, 0.0)},
+}
+
+
+def crowd(results, kind):
+    """Results with made-up controllers at those coordinates."""
+    summary = []
+    for name, (energy, *rates) in CROWDS[kind].items():
+        row = {**results.summary[0], "name": name, "within_constraints": rates[0] <= 0.01 and rates[1] <= 0.02}
+        wide = 0.0 if kind == "no-interval" else 0.06
+        for key, value in zip(
+            ("energy_per_token_j", "miss_rate", "disagreement", "dnll"), (energy / 1e6, *rates), strict=True
+        ):
+            row |= {key: value, f"{key}_ci": [(1 - wide) * value, (1 + wide) * value]}
+        summary.append(row)
+    return dataclasses.replace(results, summary=summary, best=min(CROWDS[kind], key=lambda name: CROWDS[kind][name][0]))
+
+
+@pytest.mark.parametrize("kind", CROWDS)
+def test_names_are_over_no_other_name_nor_marker_nor_frame(results, kind):
+    figure, made = blank(12.5, 4.8), crowd(results, kind)
+    draw_pareto(figure, LIGHT, made)
+    figure.draw_without_rendering()
+    least = min(row["energy_per_token_j"] for row in made.summary)
+    far = [row["name"] for row in made.summary if row["energy_per_token_j"] > 1.3 * least]
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0
+    assert legend.x1 <= figure.bbox.x1
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == len(far)
+        for at, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:at])
+            assert axes.bbox.x0 < box.x0
+            assert box.x1 < axes.bbox.x1
+            assert axes.bbox.y0 < box.y0
+            assert box.y1 < axes.bbox.y1
+            assert not legend.overlaps(box)
+        marks = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+        for line in marks:
+            radius = line.get_markersize() / 2 * figure.dpi / 72
+            for x, y in line.get_transform().transform(line.get_xydata()):
+                assert not any(b.x0 - radius < x < b.x1 + radius and b.y0 - radius < y < b.y1 + radius for b in boxes)
+        bars = [axes.transData.transform(path) for bar in axes.collections for path in bar.get_segments()]
+        assert all(path[:, 0].max() < box.x0 for path in bars for box in boxes)
+
+
+def test_heights_are_spread_no_more_than_they_must():
+    assert spread([0.3, 0.6], 0.1) == [0.3, 0.6]
+    assert spread([1.0, 1.0, 1.0], 0.2) == pytest.approx([0.5, 0.7, 0.9])
+    assert spread([], 0.1) == []
+
+
 def test_parts_of_regret_add_up_and_the_third_is_part_of_the_second():
     row = {"regret": 0.3, "vf_regret": 0.1, "exit_regret": 0.2}
     assert [share for _, share in parts_of(row)] == pytest.approx([0.1, 0.2])
@@ -258,6 +327,52 @@ def test_curves_of_a_resumed_run_are_those_of_one_run(events):
     assert curves.scalars["best/miss_rate"][0].tolist() == [50], "what was written after the resumed run's first step is void"
     png = drawn(lambda figure, theme: draw_curves(figure, theme, curves, {"max_miss": 0.01}), 8, 4)
     assert png["light"].startswith(b"\x89PNG")
+
+
+STEPS = np.arange(60) * 32768
+CLIFF = 9.3 + 28 * np.exp(-np.arange(60) / 2) + 0.05 * np.sin(np.arange(60))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_early_cliff_does_not_flatten_what_follows(sign):
+    low, high = settled([sign * CLIFF])
+    late = sign * CLIFF[30:]
+    assert low < late.min() - 0.2 * np.ptp(late)
+    assert high > late.max() + 0.2 * np.ptp(late)
+    assert high - low < 3 * np.ptp(late)
+    assert settled([CLIFF], [12.0])[1] > 12.0, "a limit is seen as well"
+    assert settled([np.sin(np.arange(60.0))]) is None, "nothing to cut"
+
+
+def test_what_is_cut_off_is_marked_and_told():
+    from matplotlib.text import Text
+
+    figure, spiked = blank(12, 6), CLIFF.copy()
+    spiked[5] = -4.0
+    curves = Curves({"control/energy_per_token_j": (STEPS, spiked / 1e6), "control/miss_rate": (STEPS, np.ones(60))})
+    draw_curves(figure, LIGHT, curves, {"max_miss": 0.01})
+    axes, whole = figure.axes[:2]
+    assert axes.get_title(loc="left") == "not shown: up to 37.3 at 0 M, down to -4 at 0.16 M"
+    assert [line.get_marker() for line in axes.lines if line.get_linestyle() == "None"] == ["^", "v"]
+    assert whole.get_title(loc="left") == ""
+    figure.draw_without_rendering()
+    (told,) = axes.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().startswith("not shown"))
+    assert told.get_window_extent().x1 < axes.bbox.x1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3.0] * 60, [7.0], [np.nan], [np.nan, 40.0, np.nan, *[9.0] * 9, np.nan, 9.1], [np.inf, *[1.0] * 9], [0.0] * 9,
+        [30.0, *[0.0] * 9],
+    ],
+    ids=["constant", "one point", "no number", "gaps", "infinite", "zeros", "zeros after a cliff"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_curves_of_any_shape_are_drawn(values):
+    curves = Curves({"control/dnll": (STEPS[: len(values)], np.array(values))})
+    png = drawn(lambda figure, theme: draw_curves(figure, theme, curves, {}), 12, 6)
+    assert png["dark"].startswith(b"\x89PNG")
 
 
 def test_event_files_that_hold_nothing_are_named(tmp_path):
