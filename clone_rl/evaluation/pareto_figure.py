@@ -114,11 +114,11 @@ def _room(figure: Any, panels: Any, far: list[dict[str, Any]], start: float, lin
     for probe in probes:
         probe.set_in_layout(False)
     figure.draw_without_rendering()
-    wide = max(probe.get_window_extent().width for probe in probes)
+    wide: float = max(probe.get_window_extent().width for probe in probes)
     for probe in probes:
         probe.remove()
     points = figure.dpi / 72
-    share = min((wide + 24 * points) / min(axes.bbox.width for axes in panels), 0.6)
+    share: float = min((wide + 24 * points) / min(axes.bbox.width for axes in panels), 0.6)
     return start + (line - start) / (1 - share)
 
 
