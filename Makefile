@@ -55,7 +55,7 @@ floors: $(READY)
 
 # In their order, which ends in the many small files of doctests: those with the fewest tests last, as is the default, are the slowest.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 # Whoever needs another test's leftovers fails here; the seed is printed. -p no:randomly of pyproject.toml is taken back.
 shuffled: $(READY)
