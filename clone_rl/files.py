@@ -65,8 +65,8 @@ def writing(path: Path, within: Path | None = None) -> Iterator[None]:
         if found is None or isinstance(error, CloneRLError):
             raise
         if isinstance(named := found.filename, str):
-            places = [str(place) for place in (path, within) if place]
-            if not any(named.startswith(place) or place.startswith(named) for place in places):
+            places, there = [place for place in (path, within) if place], Path(named)
+            if not any(there.is_relative_to(place) or place.is_relative_to(there) for place in places):
                 raise
         remedy = _REMEDIES.get(found.errno or 0, "choose another place")
         raise WriteError(f"cannot write {path}: {os.strerror(found.errno or 0)}", remedy) from None

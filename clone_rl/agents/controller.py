@@ -42,6 +42,9 @@ class Controller(Protocol):
         kind: ``layer`` or ``token``: which action space it speaks.
         macs: Multiply-accumulates of one decision, charged to its energy account.
         probes: Whether it reads the exit probe, which is then charged at every boundary.
+
+    It may have ``signals`` and ``scale`` as well: the extra scalars, and the targets observed as 1, that it was made for. It
+    observes by them in every scenario, else by the scenario's.
     """
 
     @property

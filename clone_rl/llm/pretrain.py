@@ -335,6 +335,9 @@ class Pretraining:
             desc="pretrain",
         )
         self.model.train()
+        log = self.out / "log.jsonl"
+        with writing(log):
+            log.touch()  # a short run has no line in it
         with bar:
             while self.progress < 1:
                 value = self.advance()
@@ -344,7 +347,7 @@ class Pretraining:
                 if self.step % _LOG_EVERY == 0:
                     tokens = self.step * tokens_per_step
                     entry = {"step": self.step, "spent_s": round(self.spent_s), "tokens": tokens, "loss": round(average, 4)}
-                    append_line(self.out / "log.jsonl", json.dumps(entry))
+                    append_line(log, json.dumps(entry))
                     bar.set_postfix(loss=f"{average:.3f}", tokens=f"{tokens / 1e6:.1f}M")
                 if time.monotonic() - last_save > _SAVE_EVERY_S:
                     self.save()

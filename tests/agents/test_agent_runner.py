@@ -30,6 +30,7 @@ class AskedStepByStep:
             controller.macs,
             controller.probes,
         )
+        self.scale = getattr(controller, "scale", None)
 
     def act(self, observations):
         return self.controller.act(observations)
