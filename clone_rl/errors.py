@@ -113,3 +113,13 @@ class DeviceError(CloneRLError):
     """Hardware that is missing, may not be used, or refuses what it was told."""
 
     kind = "device"
+
+
+def reason(error: Exception) -> str:
+    """What an error says to people, without the number and the path that the system's errors carry.
+
+    >>> reason(IsADirectoryError(21, "Is a directory", "my-chip.toml"))
+    'Is a directory'
+    """
+    said = str(getattr(error, "strerror", None) or error)
+    return "it holds Python objects, which are not read" if "allow_pickle" in said else said  # NumPy's words to programmers

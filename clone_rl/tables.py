@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from clone_rl.errors import BadFileError, UnknownNameError
+from clone_rl.errors import BadFileError, UnknownNameError, reason
 from clone_rl.ranges import ranges_of
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def load_toml(what: str, name: str, package: str, folder: str) -> dict[str, Any]
     except FileNotFoundError:
         raise BadFileError(f"no such {what} file: {name}", f"those that ship: {', '.join(shipped(package, folder))}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadFileError(f"{name} is not a {what} file: {error}") from None
+        raise BadFileError(f"{name} is not a {what} file: {reason(error)}") from None
 
 
 def _meant(key: str, known: Collection[str]) -> str:

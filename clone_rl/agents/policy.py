@@ -237,7 +237,9 @@ def policy_cards() -> dict[str, dict[str, Any]]:
 
 def is_policy_path(name: str) -> bool:
     """Whether a controller's name means a file or folder rather than something shipped."""
-    return name.endswith((".safetensors", ".json")) or os.sep in name or Path(name).is_dir()
+    if name.endswith((".safetensors", ".json")) or os.sep in name:
+        return True
+    return name not in policy_names() and Path(name).is_dir()  # a folder called "default" is not what ships
 
 
 def _label(path: Path, card: Mapping[str, Any]) -> Any:

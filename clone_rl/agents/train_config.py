@@ -12,6 +12,9 @@ from clone_rl.envs.trace import trace_names
 from clone_rl.errors import BadValueError
 from clone_rl.hw_emulator.chip import chip_names, load_chip
 
+_MOST = 2**26
+"""Decisions between two updates: some ten gigabytes."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -60,6 +63,8 @@ class TrainConfig:
             raise BadValueError(f"seed is {self.seed}", f"0 or more, at most {2**31 - 1}")
         if self.envs * self.rollout < 2:
             raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", "at least 2 decisions between two updates")
+        if self.envs * self.rollout > _MOST:
+            raise BadValueError(f"envs x rollout is {self.envs * self.rollout}", f"at most {_MOST}: they are kept in memory")
         limits = Limits().but(self.max_miss, self.max_disagree, self.max_dnll)
         for name, share in (("max_miss", limits.miss), ("max_disagree", limits.disagree)):
             if share > 1:

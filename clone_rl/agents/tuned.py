@@ -15,7 +15,7 @@ import numpy as np
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
 from clone_rl.envs.trace import TraceSet
-from clone_rl.errors import BadFileError
+from clone_rl.errors import BadFileError, reason
 from clone_rl.files import replacing
 from clone_rl.hw_emulator.chip import Chip
 
@@ -73,7 +73,7 @@ def read_tuned(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadFileError(f"no such file: {path}", "write one with clone-rl tune --out") from None
     except (OSError, ValueError) as error:
-        raise BadFileError(f"{path} is not a file of tuned settings: {error}") from None
+        raise BadFileError(f"{path} is not a file of tuned settings: {reason(error)}") from None
     sections = ("tuned_for", "baselines")
     if (
         not isinstance(content, dict)

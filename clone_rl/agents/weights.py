@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.signals import EXTRA_SIGNALS
-from clone_rl.errors import MissingExtraError, PolicyFileError
+from clone_rl.errors import MissingExtraError, PolicyFileError, reason
 from clone_rl.files import write_together
 
 LIMITS = "limits"
@@ -69,7 +69,7 @@ class Weights(NamedTuple):
                 f"no {kind} file {error.filename}", f"a {kind} is NAME.safetensors with NAME.json beside it"
             ) from None
         except (OSError, ValueError) as error:
-            raise PolicyFileError(f"{beside} is not a {kind} card: {error}") from None
+            raise PolicyFileError(f"{beside} is not a {kind} card: {reason(error)}") from None
         if not isinstance(card, dict) or card.get("format") != form:
             raise PolicyFileError(f"{beside} is not a {kind} card of format {form}")
         if hashlib.sha256(data).hexdigest() != card.get("sha256"):

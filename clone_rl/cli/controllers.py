@@ -8,6 +8,7 @@ from pathlib import Path
 from clone_rl.agents.controller import Controller
 from clone_rl.agents.labels import told_apart
 from clone_rl.agents.registry import BASELINES, QUICK_TRIALS, controller
+from clone_rl.agents.tuned import read_tuned
 from clone_rl.envs.control import Control
 from clone_rl.envs.scenario import Limits
 
@@ -25,5 +26,7 @@ def compared(options: argparse.Namespace, control: Control) -> tuple[Limits, lis
     """
     limits = control.scenario.limits.but(options.max_miss, options.max_disagree, options.max_dnll)
     tuned = Path(options.tuned) if options.tuned else None
+    if tuned:
+        read_tuned(tuned)  # whoever names one means it to be there, whichever controllers are asked for
     found = [controller(name, control, limits, tuned=tuned) for name in options.controllers]
     return limits, told_apart(found, options.controllers)

@@ -15,11 +15,22 @@ _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 _HELP = ("-h", "--help")
 
 
+_MOST = 2**31 - 1
+
+
+def _whole(text: str) -> int:
+    """A whole number of a size that something can be done so many times."""
+    if abs(number := int(text)) > _MOST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}{'...' * (len(text) > 20)} is out of range: at most {_MOST}")
+    return number
+
+
 class Parser(argparse.ArgumentParser):
     """Raises instead of exiting; options are written out, and a misspelt one is told before one that is missing."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
+        self.register("type", int, _whole)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
         """Parse everything: nothing is left to the command above, which would name its own help.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError, reason
 from clone_rl.files import building
 
 FORMAT = 2
@@ -312,7 +312,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadFileError(f"{folder} is not a trace set: no card.json", "record one with clone-rl record") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadFileError(f"{folder} is not a trace set: card.json: {error}", "record it again") from None
+        raise BadFileError(f"{folder} is not a trace set: card.json: {reason(error)}", "record it again") from None
     if not isinstance(card, dict) or not isinstance(card.get("kinds"), list):
         raise BadFileError(f"{folder}: card.json is not the card of a trace set", "record it again")
     return card
@@ -335,7 +335,7 @@ def _read(folder: Path) -> TraceSet:
             f"{folder} is not a trace set: no {Path(error.filename).name}", "record one with clone-rl record"
         ) from None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise BadFileError(f"{folder} is not a trace set: {error}") from None
+        raise BadFileError(f"{folder} is not a trace set: {reason(error)}") from None
 
 
 @lru_cache(maxsize=32)

@@ -26,7 +26,7 @@ from clone_rl.envs.trace import (
     read_card,
     trace_folder,
 )
-from clone_rl.errors import CloneRLError
+from clone_rl.errors import CloneRLError, reason
 from clone_rl.hw_emulator.ledger import KV
 from clone_rl.hw_emulator.workload import is_count, stored_workload
 
@@ -182,7 +182,7 @@ def _columns(parts: _Parts) -> str:
         except FileNotFoundError:
             return f"there is no {file}"
         except (OSError, EOFError, ValueError) as error:
-            return f"{file} cannot be read: {error}"
+            return f"{file} cannot be read: {reason(error)}"
         if name in PER_TOKEN and column.dtype != np.float16:
             return f"{file} holds {column.dtype}, not float16"
         if name not in PER_TOKEN and column.dtype.kind not in "iu":

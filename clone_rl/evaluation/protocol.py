@@ -89,8 +89,9 @@ def chosen_documents(control: Control, split: str, repeats: int = 1, requests: i
 
     Raises:
         UnknownNameError: Unknown split.
-        BadValueError: The set has no documents of it.
+        BadValueError: The set has no documents of it, or a number is below 1.
     """
+    check_asked([], 1, repeats=repeats, requests=requests)
     documents = control.traces.documents(split)
     if requests is not None:
         documents = documents[spread(len(documents), requests)]

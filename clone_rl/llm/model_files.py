@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clone_rl.errors import BadFileError, BadValueError, UnknownNameError
+from clone_rl.errors import BadFileError, BadValueError, UnknownNameError, reason
 
 EMBEDDED = "default"
 """Name of the model that ships with the package."""
@@ -56,7 +56,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadFileError(f"{path.parent} is not a model folder: no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadFileError(f"{path} is not JSON: {error}") from None
+        raise BadFileError(f"{path} is not JSON: {reason(error)}") from None
     if not isinstance(found, dict):
         raise BadFileError(f"{path} is not a JSON object")
     return found

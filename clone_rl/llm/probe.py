@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from clone_rl.errors import BadFileError, BadValueError
+from clone_rl.errors import BadFileError, BadValueError, reason
 from clone_rl.files import replacing
 
 UNITS = 32
@@ -168,7 +168,7 @@ def load_probe(path: Path, exits: int = 0, width: int = 0) -> Probe:
             raise BadFileError(f"{path} is not an exit probe of this version: it is linear", again)
         probe = Probe(**tensors)
     except (OSError, SafetensorError, TypeError, BadValueError) as error:
-        raise BadFileError(f"{path} is not an exit probe: {error}") from None
+        raise BadFileError(f"{path} is not an exit probe: {reason(error)}") from None
     if (probe.exits, probe.width) != (exits or probe.exits, width or probe.width):
         found = f"{probe.exits} exits of width {probe.width}"
         raise BadFileError(f"{path} is the probe of another model: it has {found}, not {exits} of width {width}", again)

@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clone_rl.agents
@@ -360,3 +361,50 @@ def test_an_interrupt_is_not_a_traceback(run_cli, snapshot, monkeypatch):
     assert (done.code, done.out) == (130, "")
     assert done.err == "clone-rl: interrupted\n"
     assert snapshot() == before
+
+
+HUGE = "9" * 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("evaluate", "performance", "--seeds", HUGE), "is out of range", "--help"),
+        (("evaluate", "performance", "--repeats", HUGE), "is out of range", "--help"),
+        (("tune", "slack", "--trials", HUGE), "is out of range", "--help"),
+        (("train", "--envs", HUGE), "is out of range", "--help"),
+        (("train", "--envs", "100000", "--rollout", "100000"), "envs x rollout is 10000000000", "at most"),
+        (("study", "unseen", "performance", "--requests", "-1"), "requests is -1", "at least 1"),
+        (("study", "unseen", "performance", "--requests", "0"), "requests is 0", "at least 1"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_so_often_are_refused(run_cli, snapshot, arguments, message, hint):
+    check(run_cli, snapshot, arguments, "bad_value", message, hint)
+
+
+def test_settings_that_are_named_are_read_whoever_is_asked_for(run_cli, snapshot):
+    check(
+        run_cli, snapshot, ("evaluate", "performance", "--tuned", "none.json"), "bad_file", "no such file: none.json", "tune"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("chip", "show", "folder.toml"), ("train", "--scenario", "folder.toml")])
+def test_a_folder_in_the_place_of_a_file_is_told_without_numbers_of_the_system(run_cli, snapshot, here, arguments):
+    (here / "folder.toml").mkdir()
+    check(run_cli, snapshot, arguments, "bad_file", "file: Is a directory", "")
+    assert "Errno" not in run_cli(*arguments).err
+
+
+def test_a_folder_does_not_hide_the_policy_that_ships(run_cli, here):
+    (here / "default").mkdir()
+    assert run_cli("evaluate", "default", "--requests", "1", "--no-oracle", "--json").json["rows"][0]["name"] == "default"
+    (here / "mine").mkdir()
+    assert run_cli("evaluate", "mine", "--no-oracle", "--json").error["kind"] == "bad_policy"
+
+
+def test_python_objects_in_a_trace_set_are_refused_in_words_for_people(run_cli, traces, here):
+    traces.save(here / "odd")
+    np.save(here / "odd" / "kl.npy", np.array([{}], object), allow_pickle=True)
+    error = run_cli("evaluate", "performance", "--traces", "odd", "--no-oracle", "--json").error
+    assert "Python objects" in error["message"]
+    assert "allow_pickle" not in str(error)
