@@ -234,6 +234,9 @@ class Scenario:
             raise BadValueError(f"policy_macs is {self.policy_macs}", "0 or more")
         if not self.slo:
             raise BadValueError("the scenario has no [[slo]] class", "add one with name, ttft_s and tpot_s")
+        names = [level.name for level in self.slo]
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise BadValueError(f"two [[slo]] classes are called {twice!r}", "requests ask for a class by its name")
         if not 0 < self.slack_low <= self.slack_high < math.inf:
             raise BadValueError(f"slack from {self.slack_low} to {self.slack_high}", "0 < slack_low <= slack_high, finite")
         if self.interference.slowdown * self.randomise.slowdown[0] < 1:

@@ -20,6 +20,7 @@ from clone_rl.envs.signals import EXTRA_SIGNALS, shown
 from clone_rl.envs.state import STATE
 from clone_rl.envs.trace import HIDDEN, scaled_signal
 from clone_rl.errors import BadValueError, UnknownNameError
+from clone_rl.ranges import Range
 from clone_rl.runtime.host import HostTables
 from clone_rl.runtime.measurements import check_counts
 from clone_rl.runtime.progress import follow
@@ -29,7 +30,7 @@ _TOLD = tuple(name for name in EXTRA_SIGNALS if name != "depth")
 _PROMPT, _FIRST, _READS, _OVER = range(4)
 """Where one is: in the prompt, before a decoded token's first layer, after one, where the probe reads, or at the end."""
 
-_ABSOLUTE_ZERO_C = -273.15
+_DIE = Range("Celsius", -100.0, 250.0)
 
 
 @structref.register
@@ -255,9 +256,9 @@ class Lookout:
 
     @staticmethod
     def _celsius(die_c: Any) -> float:
-        found = _number(die_c)
-        if not _ABSOLUTE_ZERO_C < found < math.inf:
-            raise BadValueError(f"die_c is {die_c!r}", "finite degrees Celsius")
+        if math.isnan(found := _number(die_c)):
+            raise BadValueError(f"die_c is {die_c!r}", "degrees Celsius")
+        _DIE.check(found, "die_c")
         return found
 
     def _tell(self, signals: dict[str, float]) -> None:

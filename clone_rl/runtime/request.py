@@ -241,8 +241,9 @@ class RuntimeRequest:
 
         Returns:
             ``request``, ``slo``; ``decisions``, of which ``exits``, ``switches``; ``latency_s`` and ``energy_j`` as observed;
-            ``failure`` of the controller, empty if there was none, and the ``degraded`` decisions since then; with a shield,
-            ``overruled`` decisions, and ``late`` tokens; else 0; ``actuator_failures``, decisions whose point was not set.
+            ``failure`` of the controller, empty if there was none, and the ``degraded`` decisions since then; ``overruled``
+            decisions, 0 without a shield; ``late`` tokens, which a shield counts, else None; ``actuator_failures``, decisions
+            whose point was not set.
         """
         return {
             "request": self.name,
@@ -256,5 +257,5 @@ class RuntimeRequest:
             "degraded": self._degraded,
             "overruled": self._overruled,
             "actuator_failures": self._unset,
-            "late": self._watch.late(self._clock_s) if self._watch else 0,
+            "late": self._watch.late(self._clock_s) if self._watch else None,
         }

@@ -104,6 +104,12 @@ def test_a_bad_scenario_table_is_refused_with_the_reason(change, message):
         Scenario.parse({**TABLE, **change}, "mine.toml")
 
 
+def test_a_class_is_called_by_a_name_of_its_own():
+    level = {"name": "a", "ttft_s": 0.02, "tpot_s": 1e-3}
+    with pytest.raises(BadValueError, match=r"two .* classes are called 'a'"):
+        Scenario.load("default", slo=[level, {**level, "ttft_s": 0.01}])
+
+
 @pytest.mark.parametrize("content", [b"name = ", bytes(range(256)), None], ids=["not TOML", "binary", "missing"])
 def test_a_bad_scenario_file_is_refused(tmp_path, content):
     path = tmp_path / "scenario.toml"

@@ -124,7 +124,7 @@ def test_a_report_counts_decisions_exits_switches_and_what_they_took():
         "degraded": 0,
         "overruled": 0,
         "actuator_failures": 0,
-        "late": 0,
+        "late": None,
     }
 
 

@@ -408,6 +408,7 @@ def at(controller, boundary, **options):
         ("first", {"busy": "yes"}, "busy is 'yes'"),
         ("first", {"die_c": float("nan")}, "die_c is nan"),
         ("first", {"die_c": -300}, "die_c is -300"),
+        ("first", {"die_c": 324.0}, "is it in kelvin"),
         ("first", {"die_c": "hot"}, "die_c is 'hot'"),
         ("first", {"margin": float("nan")}, "margin is nan"),
         ("first", {"norm": 1.0}, "a norm of 1.0 where there is none"),
