@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 
@@ -174,10 +175,10 @@ def test_cells_have_rows_of_heuristic_and_oracles(finished, study):
     assert len(json.dumps(found["cells"])) < 60_000
 
 
-def test_finished_cells_are_not_worked_on_again_and_a_torn_line_is(finished, study, monkeypatch):
+def test_finished_cells_are_not_worked_on_again_and_a_torn_line_is(finished, study, tmp_path, monkeypatch):
     import clone_rl.evaluation.granularity as granularity
 
-    folder, found = finished
+    folder, found = shutil.copytree(finished[0], tmp_path / "study"), finished[1]
     journal = folder / "cells.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     worked = []
@@ -213,10 +214,10 @@ def test_the_key_of_a_cell_is_of_everything_that_its_rows_depend_on(study):
         assert not keys(**changes) & base
 
 
-def test_a_policy_is_trained_where_the_heuristic_is_far_from_the_oracle(study, finished, monkeypatch):
+def test_a_policy_is_trained_where_the_heuristic_is_far_from_the_oracle(study, finished, tmp_path, monkeypatch):
     import clone_rl.evaluation.granularity as granularity
 
-    folder, found = finished
+    folder, found = shutil.copytree(finished[0], tmp_path / "study"), finished[1]
     trained = []
 
     def train(task, folder):

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,8 @@ def test_a_run_leaves_tokenizer_checkpoint_and_report(run):
 
 
 @pytest.mark.slow
-def test_a_run_is_not_overwritten_and_continues_on_request(run, text):
-    out, report = run
+def test_a_run_is_not_overwritten_and_continues_on_request(run, text, tmp_path):
+    out, report = shutil.copytree(run[0], tmp_path / "tiny.training"), run[1]
     with pytest.raises(BadFileError, match=r"already holds a training run.*--resume"):
         pretrain(text, out, TINY)
     longer = Recipe(**{**TINY.__dict__, "minutes": 0.07})

@@ -359,11 +359,11 @@ def test_a_shield_beside_a_host_takes_service_levels_by_name():
         RuntimeController(policy, 8, shield=shield).begin("r", "code", 20, 30)
 
 
-def test_targets_look_as_they_did_in_training_whatever_classes_the_host_has(loaded):
+def test_targets_look_as_they_did_in_training_whatever_classes_the_host_has():
     level = Scenario.load("default").slo[0]
     alone = RuntimeController.load("default", host=emulated_host(Scenario.load("default", slo=[vars(level)])))
     seen = []
-    for runtime in (loaded, alone):
+    for runtime in (RuntimeController.load("default"), alone):
         request = runtime.begin("r", level, 20, 30)
         request.decide()
         seen.append(request._seen.tobytes())
