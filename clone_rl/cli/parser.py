@@ -21,7 +21,7 @@ _MOST = 2**31 - 1
 def _whole(text: str) -> int:
     """A whole number of a size that something can be done so many times."""
     if abs(number := int(text)) > _MOST:
-        raise argparse.ArgumentTypeError(f"{text[:20]}{'...' * (len(text) > 20)} is out of range: at most {_MOST}")
+        raise argparse.ArgumentTypeError(f"{text[:60]}{'...' * (len(text) > 60)} is out of range: at most {_MOST}")
     return number
 
 
