@@ -16,6 +16,7 @@ from clone_rl.envs.compiling import compiled, entry, inlined
 from clone_rl.envs.figures import FIGURES, KPIS, write_figures, write_kpis
 from clone_rl.envs.kernel import World, hold, layer_step, reset, token_step
 from clone_rl.envs.observation import N_OBS, observe
+from clone_rl.envs.pointer import Pointer, PointerType
 from clone_rl.envs.row_records import RowRecords
 from clone_rl.envs.state import AMOUNTS, PROPAGATE, STATE
 
@@ -23,14 +24,11 @@ _MACHINE = ["world", "state", "missing", "pending", "ended", "last_observation",
 
 
 @structref.register
-class _MachineType(types.StructRef):
+class _MachineType(PointerType):
     """Numba's type of a ``Machine``."""
 
-    def preprocess_fields(self, fields: Any) -> Any:
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
-
-class Machine(structref.StructRefProxy):
+class Machine(Pointer):
     """World and rows as compiled code holds them: one pointer to pass, where arrays would be taken apart at every call.
 
     Attributes:
@@ -40,9 +38,6 @@ class Machine(structref.StructRefProxy):
         pending: (N, 2, heads) the action in force and the one that a decision delay holds back, of token control.
         ended, last_observation, figures, kpis: (N, ...) of which the first K tell of the episodes that the last step ended.
     """
-
-    def __new__(cls, *fields: Any) -> Any:  # noqa: D102
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(Machine, _MachineType, _MACHINE)

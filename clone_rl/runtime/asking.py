@@ -9,7 +9,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import njit, types
+from numba import njit
 from numba.experimental import structref
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from clone_rl.agents.policy import Policy
 from clone_rl.agents.rule import decide, ships
 from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import entry
+from clone_rl.envs.pointer import Pointer, PointerType
 from clone_rl.errors import BadValueError
 
 NOT_FINITE = -(2**62)
@@ -28,18 +29,12 @@ Ask = Callable[[], int]
 
 
 @structref.register
-class _QuestionType(types.StructRef):
+class _QuestionType(PointerType):
     """Numba's type of a ``_Question``."""
 
-    def preprocess_fields(self, fields: Any) -> Any:
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
-
-class _Question(structref.StructRefProxy):
+class _Question(Pointer):
     """A rule with its memory, the observation and the place for its choice: one pointer to pass."""
-
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(_Question, _QuestionType, ["rule", "seen", "memory", "action"])

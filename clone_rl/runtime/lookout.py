@@ -15,6 +15,7 @@ from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import compiled, entry
 from clone_rl.envs.kernel import World, top_point
 from clone_rl.envs.observation import N_OBS, observe
+from clone_rl.envs.pointer import Pointer, PointerType
 from clone_rl.envs.scenario import ServiceLevel
 from clone_rl.envs.signals import EXTRA_SIGNALS, shown
 from clone_rl.envs.state import STATE
@@ -34,18 +35,12 @@ _DIE = Range("Celsius", -100.0, 250.0)
 
 
 @structref.register
-class _LookoutType(types.StructRef):
+class _LookoutType(PointerType):
     """Numba's type of a ``_Lookout``."""
 
-    def preprocess_fields(self, fields: Any) -> Any:
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
-
-class _Lookout(structref.StructRefProxy):
+class _Lookout(Pointer):
     """A host, a request, the signals that were told and the place for the observation: one pointer to pass."""
-
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(_Lookout, _LookoutType, ["world", "state", "missing", "chosen", "told", "seen"])

@@ -17,6 +17,7 @@ from clone_rl.agents.error_budget import ErrorBudget
 from clone_rl.code_cache import kept
 from clone_rl.envs.compiling import compiled, entry
 from clone_rl.envs.live import LiveControl
+from clone_rl.envs.pointer import Pointer, PointerType
 from clone_rl.envs.scenario import Scenario, ServiceLevel
 from clone_rl.envs.shield import guarded
 from clone_rl.envs.shield_tables import Shield
@@ -144,18 +145,12 @@ def measured_shield(
 
 
 @structref.register
-class _WatchType(types.StructRef):
+class _WatchType(PointerType):
     """Numba's type of a ``_Watch``."""
 
-    def preprocess_fields(self, fields: Any) -> Any:
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
 
-
-class _Watch(structref.StructRefProxy):
+class _Watch(Pointer):
     """A shield and the request that it guards: one pointer to pass."""
-
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(_Watch, _WatchType, ["shield", "state", "missing"])
