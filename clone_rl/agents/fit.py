@@ -68,7 +68,8 @@ def check_fit(controller: Any, name: str, place: Place, anyway: str = "", strict
             raise MisfitError(what, f"{hint}; {_ANYWAY}{anyway}" if anyway else hint)
         found.append(what)
     if (own := str(card.get("chip") or place.chip.name)) != place.chip.name:
-        others = f"; for that there is {', '.join(_shipped_for(place))}" if _shipped_for(place) else ""
+        shipped = _shipped_for(place)
+        others = f"; for that there is {', '.join(shipped)}" if shipped else ""
         found.append(f"controller {name!r} was trained for chip {own}, not {place.chip.name}{others}")
     return found
 

@@ -24,6 +24,7 @@ from clone_rl.envs.compiling import inlined
 from clone_rl.envs.observation import OBSERVATION
 from clone_rl.envs.scenario import Limits, TargetScale
 from clone_rl.errors import PolicyFileError, UnknownNameError
+from clone_rl.own_code import names_code
 
 FORMAT = 1
 
@@ -240,6 +241,11 @@ def is_policy_path(name: str) -> bool:
     if name.endswith((".safetensors", ".json")) or os.sep in name:
         return True
     return name not in policy_names() and Path(name).is_dir()  # a folder called "default" is not what ships
+
+
+def names_policy(name: str) -> bool:
+    """Whether a controller's name is that of a policy: one that ships, or a file or folder that is no code of one's own."""
+    return name in policy_names() or (is_policy_path(name) and not names_code(name))
 
 
 def _label(path: Path, card: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from clone_rl.agents.fit import Place, check_fit
 from clone_rl.agents.heuristics import baselines, find_baseline
 from clone_rl.agents.lut import load_policy
 from clone_rl.agents.own import load_controller, own_controller
-from clone_rl.agents.policy import is_policy_path, policy_names
+from clone_rl.agents.policy import names_policy, policy_names
 from clone_rl.agents.tuned import identity, read_tuned, stored_settings, tuned_path
 from clone_rl.agents.tuning import tune
 from clone_rl.envs.control import Control
@@ -83,7 +83,7 @@ def controller(
         return _baseline(name, control, limits or control.scenario.limits, seed, tuned)
     if names_code(name):
         return load_controller(name, control)
-    if not is_policy_path(name) and name not in policy_names():
+    if not names_policy(name):
         raise UnknownNameError("controller", name, [*BASELINES, *policy_names()], f"or give a run folder, or {FORMS}")
     policy = load_policy(name, limits)
     check_fit(policy, name, Place(control.emulator.chip, groups=control.groups))

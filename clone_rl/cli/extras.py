@@ -82,22 +82,12 @@ def _needed(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "train", "optuna"
     for extra in extras:
         yield from ((extra, module) for module in _MODULES[extra])
-    if command == "evaluate" or action == "unseen":
-        if any(_is_policy(name) for name in options.controllers):
+    several = command == "evaluate" or action == "unseen"
+    if named := options.controllers if several else getattr(options, "controller", ""):
+        from clone_rl.agents.policy import names_policy  # takes a second, which commands without a controller need not wait
+
+        if any(map(names_policy, [named] if isinstance(named, str) else named)):
             yield "train", "safetensors"
-    elif _is_policy(getattr(options, "controller", "performance")):
-        yield "train", "safetensors"
-
-
-def _is_policy(name: str) -> bool:
-    """Whether a controller's name is that of a policy that can be there, as far as can be told without loading anything."""
-    from clone_rl.own_code import names_code
-
-    if names_code(name):
-        return False
-    from clone_rl.agents.policy import is_policy_path, policy_names
-
-    return is_policy_path(name) or name in policy_names()
 
 
 def _installed(module: str) -> bool:

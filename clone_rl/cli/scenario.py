@@ -31,15 +31,12 @@ def scenario_of(options: argparse.Namespace, controllers: Sequence[str]) -> str 
         return str(options.scenario)
     from clone_rl.agents.lut import load_policy
     from clone_rl.agents.origin import trained_scenario
-    from clone_rl.agents.policy import is_policy_path, policy_names
-    from clone_rl.own_code import names_code
+    from clone_rl.agents.policy import names_policy
 
     found: dict[str, Scenario] = {}
     for name in controllers:
-        if name in policy_names() or (is_policy_path(name) and not names_code(name)):
-            scenario = trained_scenario(load_policy(name).card)
-            if scenario is not None:
-                found[name] = scenario
+        if names_policy(name) and (scenario := trained_scenario(load_policy(name).card)) is not None:
+            found[name] = scenario
     if not found:
         return DEFAULT
     (first, chosen), *others = found.items()

@@ -25,7 +25,7 @@ from clone_rl.agents.heuristics import Fixed
 from clone_rl.agents.lut import LutPolicy, load_policy
 from clone_rl.agents.origin import trained_scenario
 from clone_rl.agents.own import accepted
-from clone_rl.agents.policy import Policy, is_policy_path, policy_names
+from clone_rl.agents.policy import Policy, names_policy
 from clone_rl.agents.registry import controller as controller_of
 from clone_rl.agents.rollout import charged_scenario
 from clone_rl.envs.control import load_control
@@ -42,7 +42,6 @@ from clone_rl.llm.model_files import ModelFiles
 from clone_rl.llm.probe import Probe
 from clone_rl.llm.source import SteppedSource
 from clone_rl.llm.stepper import Stepper
-from clone_rl.own_code import names_code
 from clone_rl.runtime.controller import RuntimeController
 from clone_rl.runtime.host_model import HostModel
 from clone_rl.runtime.refusals import check_request
@@ -179,7 +178,7 @@ class ControlledDecoding:
             CloneRLError: As the class and ``HostModel.of``.
         """
         name = str(name) if isinstance(name, Path) else name
-        known = load_policy(name) if isinstance(name, str) and _is_policy(name) else name
+        known = load_policy(name) if isinstance(name, str) and names_policy(name) else name
         card: Mapping[str, Any] = known.card if isinstance(known, Policy | LutPolicy) else {}
         where = trained_scenario(card) or "default" if scenario is None else scenario
         chosen = Scenario.load(where, **({} if chip is None else {"chip": chip if isinstance(chip, Chip) else str(chip)}))
@@ -339,10 +338,6 @@ def _argument_of_generate(name: str) -> Any:
     """An argument that ``generate`` does not hand on to what ``custom_generate`` names: it is read off its frame."""
     frame: Any = sys._getframe(2)
     return frame.f_locals.get(name) if frame.f_code.co_name == "generate" else None
-
-
-def _is_policy(name: str) -> bool:
-    return name in policy_names() or (is_policy_path(name) and not names_code(name))
 
 
 def _controller(known: Any, scenario: Scenario) -> Controller:
