@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,7 +68,7 @@ def code_sha256(what: str, text: str) -> str:
         return hashlib.sha256(_read(Path(place))).hexdigest()
     with _told(what, text), _current_folder():
         loaded = sys.modules.get(place)
-        spec = loaded.__spec__ if loaded else importlib.util.find_spec(place)
+        spec = loaded.__spec__ if loaded else _spec(place)
         origin = (spec.origin if spec and spec.has_location else None) or getattr(loaded, "__file__", None)
         if spec is None and loaded is None:
             raise ModuleNotFoundError(f"No module named {place!r}", name=place)
@@ -115,6 +116,18 @@ def _current_folder() -> Iterator[None]:
 def _module(name: str) -> ModuleType:
     with _current_folder():
         return importlib.import_module(name)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is, found without importing the packages that it is in, as ``importlib.util.find_spec`` would."""
+    top, *rest = name.split(".")
+    spec, so_far = importlib.util.find_spec(top), top
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        so_far = f"{so_far}.{part}"
+        spec = PathFinder.find_spec(so_far, list(spec.submodule_search_locations))
+    return spec
 
 
 def _read(path: Path) -> bytes:

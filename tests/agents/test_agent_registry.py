@@ -1,6 +1,7 @@
 """Controllers by name and as objects: what ships, and code of a user's own."""
 
 import copy
+import hashlib
 import pickle
 
 import numpy as np
@@ -235,3 +236,15 @@ def test_rewards_come_out_of_files_too(trace_folder, folder):
     with pytest.raises(BadFileError, match=r"no such file: gone\.py"):
         gym.make("clone_rl/LayerControl-v0", traces=trace_folder, reward="gone.py:Late")
     assert load_code("reward", "rewards.py:Late").terms == ("late",)
+
+
+def test_the_hash_of_a_module_is_taken_without_running_the_packages_that_it_is_in(folder):
+    (folder / "hashed" / "within").mkdir(parents=True)
+    for place in ("hashed", "hashed/within"):
+        (folder / place / "__init__.py").write_text("raise RuntimeError('this was run')\n")
+    (folder / "hashed" / "within" / "mine.py").write_text("Mine = 1\n")
+    digest = hashlib.sha256(b"Mine = 1\n").hexdigest()
+    assert code_sha256("controller", "hashed.within.mine:Mine") == digest
+    for missing in ("hashed.nowhere:Mine", "hashed.within.mine.deeper:Mine"):
+        with pytest.raises(BadValueError, match="No module named"):
+            code_sha256("controller", missing)
