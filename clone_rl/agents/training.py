@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def train(config: TrainConfig | None = None, folder: str | Path | None = None, r
     return run_training(config.resolved(control.scenario), folder, resume)
 
 
-def run_training(config: TrainConfig, folder: Path | None, resume: bool, command: str = "") -> Policy:
+def run_training(
+    config: TrainConfig, folder: Path | None, resume: bool, command: str = "", longer: Callable[[], str] | None = None
+) -> Policy:
     """Train without asking whether the limits can be held.
 
     Args:
@@ -63,6 +66,7 @@ def run_training(config: TrainConfig, folder: Path | None, resume: bool, command
         folder: Run folder, which exists; None keeps nothing.
         resume: As of ``train``.
         command: That led here, for the policy's card.
+        longer: Called where a run goes on to more steps than before, once its checkpoint is accepted; gives the command then.
 
     Raises:
         BadFileError, KeyboardInterrupt: As ``train``.
@@ -72,6 +76,8 @@ def run_training(config: TrainConfig, folder: Path | None, resume: bool, command
         training = (ConditionedTraining if config.conditioned else Training)(config, folder, resume)
         if not resume:
             training.start()
+        if longer and training.model.num_timesteps < config.steps:
+            command = longer()
         training.learn()
     best = training.best()
     name = folder.name if folder else best.name

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clone_rl.errors import BadFileError, BadValueError, StoppedError
 
 
-def run_training(folder: Path, config: Any, resume: bool) -> Any:
-    """Train in a run folder; leaves ``policy.safetensors`` and its card there.
+def run_training(folder: Path, config: Any, resume: bool, longer: Callable[[], str] | None = None) -> Any:
+    """Train in a run folder; leaves ``policy.safetensors`` and its card there. ``longer`` as of ``agents.training``.
 
     Raises:
         StoppedError: Ctrl-C; the last checkpoint is kept.
@@ -24,15 +26,15 @@ def run_training(folder: Path, config: Any, resume: bool) -> Any:
         with keeping(folder, f"clone-rl train --resume {folder}"), postponing():
             from clone_rl.agents import training
 
-            return training.run_training(config, folder, resume, read_command(folder))
+            return training.run_training(config, folder, resume, read_command(folder), longer)
     except KeyboardInterrupt:
         raise StoppedError(
             f"training stopped; what it reached is in {folder}", f"continue with: clone-rl train --resume {folder}"
         ) from None
 
 
-def _resumed(folder: Path, options: argparse.Namespace) -> Any:
-    """The configuration of a run that goes on: its own, but for the number of steps, which the run keeps from now on.
+def _resumed(folder: Path, options: argparse.Namespace) -> tuple[Any, Callable[[], str] | None]:
+    """The configuration of a run that goes on, its own but for the number of steps; and what has the run keep another number.
 
     Raises:
         BadFileError: Not the folder of a training run.
@@ -51,10 +53,10 @@ def _resumed(folder: Path, options: argparse.Namespace) -> Any:
     if other := [name for name in given if name != "steps"]:
         option = f"--{other[0].replace('_', '-')}"
         raise BadValueError(f"{option} with --resume", f"a run keeps its configuration, but for --steps: leave {option} out")
-    if "steps" in given and options.steps != config.steps:
-        config = replace(config, steps=options.steps)
-        continue_run(folder, {**stored, "train": asdict(config)})
-    return config
+    if "steps" not in given or options.steps == config.steps:
+        return config, None
+    config = replace(config, steps=options.steps)
+    return config, partial(continue_run, folder, {**stored, "train": asdict(config)})
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -73,9 +75,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.resume:
         folder = Path(options.resume)
-        config = _resumed(folder, options)
+        config, longer = _resumed(folder, options)
     else:
-        config = from_options(TrainConfig, options)
+        config, longer = from_options(TrainConfig, options), None
     control = load_control("layer", config.scenario, "validation", **config.changes)
     config = config.resolved(control.scenario)
     limits = config.limits(control.scenario)
@@ -87,10 +89,10 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         folder = parent / options.name if options.name else free_name(parent, "train")
         create_run(folder, {"train": asdict(config)})
     before = (read_card(folder / POLICY) or {}).get("decisions_trained")
-    policy = run_training(folder, config, bool(options.resume))
+    policy = run_training(folder, config, bool(options.resume), longer)
     if before == (reached := policy.card["decisions_trained"]):
-        longer = f"clone-rl train --resume {folder} --steps {2 * reached}"
-        print(f"clone-rl: nothing was left to train at {reached} decisions; to go on: {longer}", file=sys.stderr)
+        on = f"clone-rl train --resume {folder} --steps {2 * reached}"
+        print(f"clone-rl: nothing was left to train at {reached} decisions; to go on: {on}", file=sys.stderr)
     beside = ("performance", "pace")
     controllers = [*(make_controller(name, control, limits) for name in beside), policy]
     controllers = told_apart(controllers, [*beside, str(folder / POLICY)])

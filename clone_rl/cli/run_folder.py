@@ -54,11 +54,13 @@ def create_run(folder: Path, config: Mapping[str, Any], remedy: str = "choose an
     return folder
 
 
-def continue_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Give a run another configuration to go on with; the command line is kept beside those before it."""
+def continue_run(folder: Path, config: Mapping[str, Any]) -> str:
+    """Give a run another configuration to go on with; the command line is kept beside those before it, and given back."""
+    command = f"{read_command(folder)} && {command_line()}"
     write_json(folder / "config.json", config)
     with replacing(folder / "command.txt") as aside:
-        aside.write_text(f"{read_command(folder)} && {command_line()}\n", encoding="utf-8")
+        aside.write_text(f"{command}\n", encoding="utf-8")
+    return command
 
 
 @contextmanager

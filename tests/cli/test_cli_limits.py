@@ -56,7 +56,7 @@ def test_evaluate_tunes_pace_to_the_limits_of_the_scenario(run_cli, scenario):
 def test_a_run_keeps_the_limits_that_it_was_trained_within(run_cli, scenario, here, monkeypatch):
     seen = []
 
-    def train(_folder, config, _resume):
+    def train(_folder, config, _resume, _longer):
         seen.append(config)
         raise StoppedError("enough seen")
 

@@ -66,6 +66,18 @@ def test_a_run_goes_on_wherever_it_lies_without_the_files_it_began_with(run_cli,
 
 
 @pytest.mark.slow
+def test_a_run_that_does_not_go_on_keeps_its_configuration(run_cli, run):
+    kept = {name: (run / name).read_bytes() for name in ("config.json", "command.txt")}
+    done = run_cli("train", "--resume", "runs/kiosk", "--steps", "64", "--json")
+    assert done.json["decisions"] == 1024
+    assert "nothing was left to train" in done.err
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+    (run / "checkpoint.pt").write_bytes(b"damaged")
+    assert run_cli("train", "--resume", "runs/kiosk", "--steps", "4096", "--json").error["kind"] == "bad_file"
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", [("--seed", "3"), ("--scenario", "hot"), ("--max-miss", "0.5"), ("--conditioned",), ("--name", "other")]
 )
